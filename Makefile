@@ -1,0 +1,49 @@
+# Variables a user may set, e.g. `make test PYTHON=python3.12`:
+#   PYTHON      the interpreter .venv is made from (3.11 or newer)
+#   TORCH       pip requirements for torch and torchvision
+#   DETECTRON2  a pip requirement or a path to build Detectron2 from source; empty: the pinned wheel
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+DETECTRON2 ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint demo clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install everything into it
+
+$(INSTALLED): Makefile setup.py pyproject.toml $(wildcard requirements/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+		     "Name another with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(TORCH)
+	$(PIP) install -q -c requirements/constraints.txt -e '.[detectron2,dev]'
+ifeq ($(strip $(DETECTRON2)),)
+	$(PIP) install -q --upgrade --no-deps --require-hashes --only-binary=:all: \
+		--python-version 3.10 --implementation cp --abi none --platform any \
+		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		-r requirements/detectron2.txt
+else
+	$(PIP) install -q --no-build-isolation --no-deps '$(DETECTRON2)'
+endif
+	$(BIN)/python -W ignore -c 'import detectron2, torch; print("Detectron2", detectron2.__version__, "on torch", torch.__version__)'
+	@touch $@
+
+test: $(INSTALLED) ## lint, then run the test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+demo: $(INSTALLED) ## generate data, train, evaluate, draw: ten minutes on two cores
+	$(BIN)/python tools/demo.py
+
+clean: ## remove .venv and what Python left behind
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

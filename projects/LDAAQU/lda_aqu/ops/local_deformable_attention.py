@@ -1,0 +1,177 @@
+"""Local deformable attention as one PyTorch operator: its schema, its gradient, its shapes.
+
+The computation itself is in :mod:`lda_aqu.ops.plain`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import plain
+
+
+def local_deformable_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> Tensor:
+    """Let every output pixel attend to k x k deformed positions of the input (LDA-AQU).
+
+    Output pixel (i, j) of group c reads point n = (a, b), where a and b run over -p..p and
+    p = (k - 1) / 2, at (i + a + dy, j + b + dx) of the output grid, scaled to the input grid by
+    (H - 1) / (H' - 1) and (W - 1) / (W' - 1), or 0 where the output has size 1. Keys and values are
+    read bilinearly and are zero outside the map. The output is the sum of the values, weighted by
+    the softmax over n of (d / heads)^-0.5 * query . (key_n + position_bias_n).
+
+    Coordinates, softmax and sums are in float32, or in float64 if any input is. Memory beyond the
+    output does not grow with k² but for the k² attention maps; the backward pass keeps the inputs
+    alone and computes the rest anew. Not differentiable twice.
+
+    Args:
+        query: (N, d, H', W'), floating point. d is a multiple of ``num_heads`` and of g.
+        key: (N, d, H, W). Group c of g reads its own d / g contiguous channels.
+        value: (N, C, H, W). C is a multiple of ``num_heads`` and of g; contiguous slices likewise.
+        offsets: (N, g, k², 2, H', W'), (dy, dx) in output pixels; points in row-major order.
+        position_bias: (heads, k², d / heads), or None for none.
+        num_heads: number of attention heads, contiguous slices of the channels.
+
+    Returns:
+        (N, C, H', W') with the dtype of ``value``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit one another.
+    """
+    return _forward(query, key, value, offsets, position_bias, num_heads)
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> None:
+    """Raise RuntimeError unless the inputs fit the schema. Works on fake tensors."""
+    shapes = (
+        f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}, "
+        f"offsets {tuple(offsets.shape)}, num_heads {num_heads}"
+    )
+    torch._check(
+        query.dim() == key.dim() == value.dim() == 4 and offsets.dim() == 6,
+        lambda: f"expected 4-d query, key and value and 6-d offsets, got {shapes}",
+    )
+    batch, depth, *output_size = query.shape
+    channels = value.shape[1]
+    _, groups, points, pair, *offsets_size = offsets.shape
+    torch._check(
+        key.shape[0] == batch
+        and value.shape[0] == batch
+        and offsets.shape[0] == batch
+        and key.shape[1] == depth
+        and key.shape[2:] == value.shape[2:]
+        and offsets_size == output_size
+        and pair == 2,
+        lambda: f"shapes do not fit one another: {shapes}",
+    )
+    torch._check(
+        math.isqrt(points) ** 2 == points and points % 2 == 1,
+        lambda: f"offsets need k² points with k odd, got {points}",
+    )
+    torch._check(
+        num_heads > 0
+        and groups > 0
+        and depth % num_heads == 0
+        and channels % num_heads == 0
+        and depth % groups == 0
+        and channels % groups == 0,
+        lambda: f"channels are not multiples of heads and groups: {shapes}",
+    )
+    if position_bias is not None:
+        expected = (num_heads, points, depth // num_heads)
+        torch._check(
+            tuple(position_bias.shape) == expected,
+            lambda: f"expected position_bias {expected}, got {tuple(position_bias.shape)}",
+        )
+    for tensor in (query, key, value, offsets, position_bias):
+        if tensor is not None:
+            torch._check(
+                tensor.is_floating_point() and tensor.device == value.device,
+                lambda: "expected floating-point tensors on one device",
+            )
+
+
+@torch.library.custom_op("lda_aqu::local_deformable_attention", mutates_args=())
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> Tensor:
+    _check(query, key, value, offsets, position_bias, num_heads)
+    return plain.forward(query, key, value, offsets, position_bias, num_heads)
+
+
+@_forward.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> Tensor:
+    _check(query, key, value, offsets, position_bias, num_heads)
+    return value.new_empty((*value.shape[:2], *query.shape[2:]))
+
+
+@torch.library.custom_op("lda_aqu::local_deformable_attention_backward", mutates_args=())
+def _backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return plain.backward(grad_output, query, key, value, offsets, position_bias, num_heads)
+
+
+@_backward.register_fake
+def _(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_bias = query.new_empty(0) if position_bias is None else torch.empty_like(position_bias)
+    return (
+        *(
+            torch.empty(t.shape, dtype=t.dtype, device=t.device)
+            for t in (query, key, value, offsets)
+        ),
+        grad_bias,
+    )
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.num_heads = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    *grads, grad_bias = _backward(grad_output, *ctx.saved_tensors, ctx.num_heads)
+    return (*grads, None if ctx.saved_tensors[-1] is None else grad_bias, None)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,165 @@
+"""Local deformable attention in plain PyTorch, one sampled point at a time.
+
+Shape shorthand:
+    N: batch; d: channels of query and key; C: channels of the value; h: heads; g: groups
+    H, W: input size; Y, X: output size; K: points, k²
+"""
+
+import math
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+BILINEAR, ZEROS = 0, 0  # codes of aten's grid sampler for interpolation and padding
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> Tensor:
+    """See :func:`lda_aqu.ops.local_deformable_attention`."""
+    with torch.autocast(value.device.type, enabled=False):
+        sampler = _Sampler(query, key, value, offsets, position_bias, num_heads)
+        attention = sampler.attention()
+        output = sampler.split_heads(sampler.value.new_zeros((*value.shape[:2], *query.shape[2:])))
+        for n in range(sampler.num_points):
+            sampled = sampler.split_heads(sampler.sample(sampler.value, n))
+            output.addcmul_(sampled, attention[:, :, n, None])
+    return output.flatten(1, 2).to(value.dtype)
+
+
+def backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the five tensors, in their order; the last is empty without a bias."""
+    with torch.autocast(value.device.type, enabled=False):
+        s = _Sampler(query, key, value, offsets, position_bias, num_heads)
+        attention = s.attention()
+        grad_output = s.split_heads(grad_output.to(s.value.dtype))
+        grad_offsets = torch.zeros_like(s.offsets)
+
+        grad_value = torch.zeros_like(s.value)
+        grad_attention = torch.empty_like(attention)
+        for n in range(s.num_points):
+            sampled = s.split_heads(s.sample(s.value, n))
+            grad_attention[:, :, n] = (grad_output * sampled).sum(2)
+            grad_sampled = (grad_output * attention[:, :, n, None]).flatten(1, 2)
+            s.sample_backward(grad_sampled, s.value, n, grad_value, grad_offsets)
+
+        # Softmax: dL/dlogit = a * (dL/da - sum(a * dL/da)).
+        mean = (attention * grad_attention).sum(2, keepdim=True)
+        grad_logits = attention * (grad_attention - mean) * s.scale
+
+        q = s.split_heads(s.query)
+        grad_query = torch.zeros_like(q)
+        grad_key = torch.zeros_like(s.key)
+        for n in range(s.num_points):
+            grad_logit = grad_logits[:, :, n, None]
+            grad_query.addcmul_(s.split_heads(s.sample(s.key, n)), grad_logit)
+            s.sample_backward((q * grad_logit).flatten(1, 2), s.key, n, grad_key, grad_offsets)
+        if s.bias is None:
+            grad_bias = query.new_empty(0)
+        else:
+            grad_query += torch.einsum("nhkyx,hkd->nhdyx", grad_logits, s.bias)
+            grad_bias = torch.einsum("nhkyx,nhdyx->hkd", grad_logits, q).to(position_bias.dtype)
+    return (
+        grad_query.flatten(1, 2).to(query.dtype),
+        grad_key.view(key.shape).to(key.dtype),
+        grad_value.view(value.shape).to(value.dtype),
+        grad_offsets.to(offsets.dtype),
+        grad_bias,
+    )
+
+
+class _Sampler:
+    """The inputs in the computation's dtype, and how one point of all output pixels is read."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        offsets: Tensor,
+        position_bias: Tensor | None,
+        num_heads: int,
+    ) -> None:
+        dtypes = [t.dtype for t in (query, key, value, offsets, position_bias) if t is not None]
+        dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        self.num_heads = num_heads
+        self.num_groups, self.num_points = offsets.shape[1:3]
+        self.kernel_size = math.isqrt(self.num_points)
+        self.scale = (query.shape[1] // num_heads) ** -0.5
+        self.query = query.to(dtype).contiguous()
+        self.key = self._split_groups(key.to(dtype))
+        self.value = self._split_groups(value.to(dtype))
+        self.offsets = offsets.to(dtype)
+        self.bias = None if position_bias is None else position_bias.to(dtype)
+        # Output pixels to grid_sample's [-1, 1]; a size of 1 has no extent and stays at -1.
+        self.to_grid = [2 / (size - 1) if size > 1 else 0.0 for size in query.shape[2:]]
+        rows, columns = (
+            torch.arange(size, dtype=dtype, device=query.device) for size in query.shape[2:]
+        )
+        self.rows, self.columns = rows[:, None], columns[None, :]
+
+    def _split_groups(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to contiguous (N * g, C / g, H, W)."""
+        n, c, h, w = x.shape
+        return x.contiguous().view(n * self.num_groups, c // self.num_groups, h, w)
+
+    def _merge_groups(self, x: Tensor) -> Tensor:
+        """(N * g, C / g, Y, X) to (N, C, Y, X)."""
+        n = self.query.shape[0]
+        return x.view(n, self.num_groups * x.shape[1], *x.shape[2:])
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(N, C, Y, X) to (N, h, C / h, Y, X)."""
+        return x.unflatten(1, (self.num_heads, x.shape[1] // self.num_heads))
+
+    def _grid(self, n: int) -> Tensor:
+        """Where point n is read: (N * g, Y, X, 2), (x, y) in [-1, 1]."""
+        a, b = (i - self.kernel_size // 2 for i in divmod(n, self.kernel_size))
+        dy, dx = self.offsets[:, :, n].flatten(0, 1).unbind(1)
+        y = (dy + (self.rows + a)) * self.to_grid[0] - 1
+        x = (dx + (self.columns + b)) * self.to_grid[1] - 1
+        return torch.stack((x, y), dim=-1)
+
+    def sample(self, source: Tensor, n: int) -> Tensor:
+        """Read point n of ``source``, (N * g, C / g, H, W): (N, C, Y, X)."""
+        return self._merge_groups(
+            torch.grid_sampler_2d(source, self._grid(n), BILINEAR, ZEROS, True)
+        )
+
+    def sample_backward(
+        self, grad: Tensor, source: Tensor, n: int, grad_source: Tensor, grad_offsets: Tensor
+    ) -> None:
+        """Add what :meth:`sample` of ``source`` at n passes on of ``grad``, (N, C, Y, X)."""
+        grad_input, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+            self._split_groups(grad), source, self._grid(n), BILINEAR, ZEROS, True, [True, True]
+        )
+        grad_source += grad_input
+        grad_x, grad_y = grad_grid.unflatten(0, grad_offsets.shape[:2]).unbind(-1)
+        grad_offsets[:, :, n, 0].add_(grad_y, alpha=self.to_grid[0])
+        grad_offsets[:, :, n, 1].add_(grad_x, alpha=self.to_grid[1])
+
+    def attention(self) -> Tensor:
+        """Softmax over the points: (N, h, K, Y, X)."""
+        q = self.split_heads(self.query)
+        n, h, _, y, x = q.shape
+        logits = self.query.new_empty((n, h, self.num_points, y, x))
+        for point in range(self.num_points):
+            sampled = self.split_heads(self.sample(self.key, point))
+            torch.sum(q * sampled, dim=2, out=logits[:, :, point])
+        if self.bias is not None:
+            logits += torch.einsum("nhdyx,hkd->nhkyx", q, self.bias)
+        return logits.mul_(self.scale).softmax(dim=2)

@@ -1,0 +1,15 @@
+"""The upsamplers, one file each, behind one registry. They need torch alone."""
+
+import importlib
+import pkgutil
+
+from .base import Upsampler
+from .registry import UPSAMPLER_REGISTRY, build_upsampler, upsampler_options
+
+# Importing a module registers its upsampler, so that adding one is adding a file.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from .lda_aqu import LDAAQU  # noqa: E402
+
+__all__ = ["LDAAQU", "UPSAMPLER_REGISTRY", "Upsampler", "build_upsampler", "upsampler_options"]

@@ -1,0 +1,59 @@
+"""What every upsampler is."""
+
+from math import isfinite
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+class Upsampler(nn.Module):
+    """Base of the upsamplers: maps (N, C, H, W) to (N, C, H', W') of the same dtype.
+
+    A subclass implements ``forward(x, output_size=None)`` and asks :meth:`target_size` for
+    (H', W'). Its constructor takes ``(in_channels, scale_factor=2, **options)``; each option has a
+    default, which is also the default of the config key ``MODEL.<config_node>.<OPTION>``.
+
+    Args:
+        in_channels: C.
+        scale_factor: H' / H and W' / W where no ``output_size`` is given; sizes are rounded down.
+
+    Raises:
+        InputError: ``in_channels`` or ``scale_factor`` is not positive.
+    """
+
+    config_node: ClassVar[str] = ""
+    """Name of the config node that holds the options, for those that have any."""
+
+    def __init__(self, in_channels: int, scale_factor: float = 2) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise InputError(f"in_channels must be positive, got {in_channels}")
+        if not (isfinite(scale_factor) and scale_factor > 0):
+            raise InputError(f"scale_factor must be positive, got {scale_factor}")
+        self.in_channels = in_channels
+        self.scale_factor = scale_factor
+
+    def target_size(self, x: Tensor, output_size: tuple[int, int] | None) -> tuple[int, int]:
+        """The output's (H', W') for an input (N, C, H, W): ``output_size``, or H and W scaled.
+
+        Raises:
+            InputError: ``x`` is not (N, in_channels, H, W), or the size is not positive.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise InputError(
+                f"{type(self).__name__} was built for (N, {self.in_channels}, H, W), "
+                f"got {tuple(x.shape)}"
+            )
+        if output_size is None:
+            height, width = (int(size * self.scale_factor) for size in x.shape[2:])
+        else:
+            height, width = output_size
+        if height < 1 or width < 1:
+            raise InputError(f"output_size must be positive, got {(height, width)}")
+        return height, width
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the module."""
+        return f"in_channels={self.in_channels}, scale_factor={self.scale_factor}"

@@ -1,0 +1,91 @@
+"""The registry of upsamplers, and how one is built by its name."""
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from typing import TypeVar
+
+from ..errors import InputError
+from .base import Upsampler
+
+T = TypeVar("T", bound=type[Upsampler])
+
+
+class UpsamplerRegistry:
+    """Upsamplers by name.
+
+    A registered class is called as ``cls(in_channels, scale_factor, **options)``; the module it
+    makes is called as ``module(x, output_size=None)``: see :class:`Upsampler`.
+
+    (Detectron2's registry would serve, but the upsamplers must not need Detectron2.)
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[Upsampler]] = {}
+
+    def register(self, name: str = ""):
+        """Class decorator that registers the class under ``name``, by default its own name.
+
+        Raises:
+            KeyError: the name is taken by another class.
+        """
+
+        def add(cls: T) -> T:
+            key = name or cls.__name__
+            if key in self._classes:
+                raise KeyError(f"an upsampler named {key!r} is already registered")
+            self._classes[key] = cls
+            return cls
+
+        return add
+
+    def get(self, name: str) -> type[Upsampler]:
+        """The class of that name.
+
+        Raises:
+            InputError: there is none; the message lists the known names.
+        """
+        if name not in self._classes:
+            raise InputError(f"unknown upsampler {name!r}; known: {', '.join(self)}")
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._classes
+
+
+UPSAMPLER_REGISTRY = UpsamplerRegistry()
+
+
+def upsampler_options(cls: type[Upsampler]) -> dict[str, object]:
+    """The options of an upsampler's constructor and their defaults."""
+    parameters = list(inspect.signature(cls).parameters.values())[2:]
+    return {p.name: p.default for p in parameters}
+
+
+def build_upsampler(
+    name: str, in_channels: int, scale_factor: float = 2, **options: object
+) -> Upsampler:
+    """Build the upsampler registered as ``name``.
+
+    Args:
+        name: a name in :data:`UPSAMPLER_REGISTRY`.
+        in_channels: channels of the map it is to upsample.
+        scale_factor: output size over input size where the call names no ``output_size``.
+        options: options of that upsampler; what is left out has its default.
+
+    Raises:
+        InputError: unknown name or option, or values that do not fit; says what is allowed.
+    """
+    cls = UPSAMPLER_REGISTRY.get(name)
+    allowed = upsampler_options(cls)
+    for option in options:
+        if option not in allowed:
+            near = difflib.get_close_matches(option, allowed, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"{name} has no option {option!r}{hint}; it has: {', '.join(allowed) or 'none'}"
+            )
+    return cls(in_channels, scale_factor, **options)
