@@ -14,6 +14,7 @@ from ..config import build_upsampler_from_config
 from ..errors import InputError
 
 TOPOLOGIES = ("detectron2", "published")
+FUSE_TYPES = ("sum", "avg")
 
 
 class UpsamplerFPN(FPN):
@@ -116,9 +117,13 @@ def _build_fpn(
     cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module, num_top_levels: int
 ) -> UpsamplerFPN:
     """Build the FPN; in Detectron2's topology ``top_block`` makes the ``num_top_levels``."""
-    topology = cfg.MODEL.FPN.TOPOLOGY
-    if topology not in TOPOLOGIES:
-        raise InputError(f"MODEL.FPN.TOPOLOGY {topology!r}: allowed are {', '.join(TOPOLOGIES)}")
+    topology, fuse_type = cfg.MODEL.FPN.TOPOLOGY, cfg.MODEL.FPN.FUSE_TYPE
+    for key, value, allowed in (
+        ("TOPOLOGY", topology, TOPOLOGIES),
+        ("FUSE_TYPE", fuse_type, FUSE_TYPES),
+    ):
+        if value not in allowed:
+            raise InputError(f"MODEL.FPN.{key} {value!r}: allowed are {', '.join(allowed)}")
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     return UpsamplerFPN(
         bottom_up,
@@ -129,7 +134,7 @@ def _build_fpn(
         ),
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block if topology == "detectron2" else None,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        fuse_type=fuse_type,
         extra_levels=0 if topology == "detectron2" else num_top_levels,
     )
 

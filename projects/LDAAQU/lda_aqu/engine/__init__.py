@@ -1,0 +1,15 @@
+"""Configuring, checking and running a training or an evaluation."""
+
+from .checkpoint import Checkpointer
+from .checks import check_datasets, check_processes, check_weights
+from .setup import load_config
+from .trainer import Trainer
+
+__all__ = [
+    "Checkpointer",
+    "Trainer",
+    "check_datasets",
+    "check_processes",
+    "check_weights",
+    "load_config",
+]

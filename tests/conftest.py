@@ -1,0 +1,114 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_util
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Load a reference output of the published implementation, or skip."""
+
+    def load(name: str) -> dict:
+        path = SHARED / "golden" / f"{name}.pt"
+        if not path.exists():
+            pytest.skip(f"no reference outputs at {path}")
+        return torch.load(path)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of small real datasets, or skip."""
+    path = SHARED / "data"
+    if not path.exists():
+        pytest.skip(f"no datasets at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_coco(tmp_path_factory) -> Path:
+    """A dataset in COCO format: 6 images of 96 x 64 with rectangles and discs as RLE masks.
+
+    images/{0..5}.png, annotations.json; category ids 3 (box) and 7 (disc).
+    """
+    root = tmp_path_factory.mktemp("tiny_coco")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for image_id in range(6):
+        picture = Image.fromarray(rng.integers(60, 120, (64, 96, 3), dtype=np.uint8))
+        for kind in (3, 7):
+            x, y = int(rng.integers(2, 60)), int(rng.integers(2, 30))
+            w, h = int(rng.integers(16, 32)), int(rng.integers(16, 32))
+            mask = Image.new("L", picture.size)
+            shape = (x, y, x + w - 1, y + h - 1)
+            for canvas, ink in (
+                (picture, (230, 40, 40) if kind == 3 else (40, 40, 230)),
+                (mask, 1),
+            ):
+                draw = ImageDraw.Draw(canvas)
+                (draw.rectangle if kind == 3 else draw.ellipse)(shape, fill=ink)
+            rle = mask_util.encode(np.asfortranarray(np.array(mask)))
+            rle["counts"] = rle["counts"].decode()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": kind,
+                    "bbox": [x, y, w, h],
+                    "area": int(np.array(mask).sum()),
+                    "iscrowd": 0,
+                    "segmentation": rle,
+                }
+            )
+        picture.save(root / "images" / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": 96, "height": 64})
+    categories = [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
+    (root / "annotations.json").write_text(
+        json.dumps(
+            {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        )
+    )
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_coco, tmp_path) -> Path:
+    """A config file that trains a small Mask R-CNN on :func:`tiny_coco`, from YAML alone."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"""
+_BASE_: "{ROOT}/configs/Small/Base-RCNN-R18-FPN.yaml"
+MODEL:
+  DEVICE: "cpu"
+  MASK_ON: True
+  RESNETS: {{RES2_OUT_CHANNELS: 64}}
+  FPN: {{OUT_CHANNELS: 16}}
+  ANCHOR_GENERATOR:
+    SIZES: [[8], [16], [32], [64], [128]]
+  RPN:
+    {{PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 50, POST_NMS_TOPK_TRAIN: 30, POST_NMS_TOPK_TEST: 30}}
+  ROI_HEADS: {{NUM_CLASSES: 2, BATCH_SIZE_PER_IMAGE: 16}}
+  ROI_BOX_HEAD: {{FC_DIM: 32}}
+  ROI_MASK_HEAD: {{CONV_DIM: 16}}
+DATASETS:
+  TRAIN: ("tiny",)
+  TEST: ("tiny",)
+  COCO_FORMAT:
+    tiny: {{ANNOTATIONS: "{tiny_coco}/annotations.json", IMAGES: "{tiny_coco}/images"}}
+INPUT: {{MIN_SIZE_TRAIN: (64,), MIN_SIZE_TEST: 64}}
+SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 4, WARMUP_ITERS: 2, BASE_LR: 0.01, CHECKPOINT_PERIOD: 2}}
+DATALOADER: {{NUM_WORKERS: 0}}
+OUTPUT_DIR: "{tmp_path}/output"
+""")
+    return path

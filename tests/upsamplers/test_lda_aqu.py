@@ -1,0 +1,269 @@
+import subprocess
+import sys
+
+import oracle
+import pytest
+import torch
+from lda_aqu import LDAAQU
+from lda_aqu.errors import InputError
+from torch.nn import functional as F
+
+PUBLISHED_NAMES = {
+    "in_channels": "in_channels",
+    "scale_factor": "scale_factor",
+    "reduction_factor": "reduction",
+    "nh": "num_heads",
+    "k_u": "kernel_size",
+    "k_e": "offset_kernel_size",
+    "n_groups": "num_groups",
+    "range_factor": "offset_range",
+    "rpb": "position_bias",
+}
+
+
+def randomized(seed: int = 0, **options) -> LDAAQU:
+    """A module with random parameters everywhere, so that offsets and biases matter."""
+    torch.manual_seed(seed)
+    module = LDAAQU(**options)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def largest_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    "name", ["default_c64", "lite_c64_r16", "heads2_groups4_k5", "no_rpb_scale4"]
+)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_matches_the_published_implementation(golden, name, dtype, tolerance):
+    reference = golden(name)
+    module = LDAAQU(**{PUBLISHED_NAMES[k]: v for k, v in reference["config"].items()}).to(dtype)
+    module.load_state_dict(reference["state_dict"])
+    x = reference["x"].detach().to(dtype).requires_grad_()
+    y = module(x)
+    y.backward(reference["grad_y"].to(dtype))
+    assert largest_error(y, reference["y"]) < tolerance
+    assert largest_error(x.grad, reference["grad_x"]) < tolerance
+    gradients = {key: parameter.grad for key, parameter in module.named_parameters()}
+    assert gradients.keys() == reference["param_grads"].keys()
+    for key, expected in reference["param_grads"].items():
+        assert largest_error(gradients[key], expected) < tolerance, key
+
+
+SWEEP = [
+    # channels, input size, output size, options
+    (8, (5, 3), (10, 6), {}),
+    (8, (4, 7), (4, 7), {}),
+    (16, (3, 5), (9, 15), {"num_heads": 2, "num_groups": 4}),
+    (8, (6, 5), (7, 13), {"kernel_size": 1}),
+    (8, (5, 6), (3, 4), {"kernel_size": 5, "offset_kernel_size": 1}),
+    (12, (1, 4), (2, 8), {"reduction": 2, "num_groups": 3, "num_heads": 3}),
+    (8, (1, 1), (2, 2), {}),
+    (8, (1, 1), (1, 1), {"position_bias": False}),
+    (8, (7, 2), (1, 9), {"num_groups": 1, "offset_kernel_size": 5}),
+    (8, (3, 3), (11, 1), {"offset_range": 2.5}),
+    (9, (3, 4), (6, 8), {"reduction": 3, "num_groups": 1, "num_heads": 3}),
+]
+
+
+@pytest.mark.parametrize("case", range(len(SWEEP)))
+def test_matches_the_loops(case):
+    channels, input_size, output_size, options = SWEEP[case]
+    module = randomized(case, in_channels=channels, **options).double()
+    x = torch.randn(2, channels, *input_size, dtype=torch.float64)
+    expected = oracle.lda_aqu(
+        x.numpy(),
+        {key: value.numpy() for key, value in module.state_dict().items()},
+        output_size,
+        options.get("num_heads", 1),
+        options.get("num_groups", 2),
+        options.get("offset_range", 11.0),
+    )
+    with torch.no_grad():
+        output = module(x, output_size=output_size)
+    torch.testing.assert_close(output, torch.from_numpy(expected), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_heads": 2, "position_bias": False}])
+def test_gradients(options):
+    module = randomized(in_channels=16, **options).double()
+    x = torch.randn(1, 16, 3, 4, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
+
+
+def test_parameters_at_256_channels():
+    assert sum(p.numel() for p in LDAAQU(256).parameters()) == 39_410
+
+
+def test_initial_values():
+    module = LDAAQU(64)
+    assert module.conv_offset[3].weight.eq(0).all() and module.conv_offset[3].bias.eq(0).all()
+    assert 0.01 < module.relative_position_bias_table.std() < 0.03
+    bound = (6 / (64 + 16)) ** 0.5  # Xavier uniform
+    assert 0.9 * bound < module.proj_q.weight.abs().max() <= bound
+    # Without offsets the window is regular, and a constant map stays what it is inside.
+    y = module(torch.full((1, 64, 6, 6), 3.0))
+    torch.testing.assert_close(y[:, :, 2:-2, 2:-2], torch.full((1, 64, 8, 8), 3.0))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 1.5, 0.5])
+def test_scale_factor(scale):
+    y = LDAAQU(8, scale_factor=scale)(torch.randn(1, 8, 4, 6))
+    assert y.shape == (1, 8, int(4 * scale), int(6 * scale))
+
+
+@pytest.mark.parametrize("size", [(7, 13), (1, 1), (4, 6)])
+def test_output_size(size):
+    assert LDAAQU(8)(torch.randn(2, 8, 4, 6), output_size=size).shape == (2, 8, *size)
+
+
+def test_empty_batch():
+    x = torch.randn(0, 8, 4, 6, requires_grad=True)
+    y = LDAAQU(8)(x)
+    assert y.shape == (0, 8, 8, 12)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_memory_formats_agree():
+    module = randomized(in_channels=16)
+    x = torch.randn(2, 16, 5, 7)
+    expected = module(x)
+    for other in (
+        x.to(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([x, x], 3)[..., :7],
+    ):
+        torch.testing.assert_close(module(other), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    module = randomized(in_channels=16, offset_range=2.0)
+    x = torch.randn(1, 16, 6, 5)
+    expected = module(x)
+    x = x.to(dtype).requires_grad_()
+    y = module.to(dtype)(x)
+    y.float().sum().backward()
+    assert y.dtype == dtype and x.grad.dtype == dtype
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+    assert (y.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_autocast():
+    module = randomized(in_channels=16, offset_range=2.0)
+    x = torch.randn(1, 16, 6, 5)
+    expected = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    y.sum().backward()
+    assert y.dtype == torch.float32
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    assert 0 < (y - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_autocast_of_a_half_precision_map_computes_in_float32():
+    """The attention itself must not fall to the precision that autocast asks of its parts."""
+    module = randomized(in_channels=16, offset_range=0.0)
+    x = torch.randn(1, 16, 6, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"in_channels": 30}, r"in_channels \(30\) is not a multiple of reduction \(4\)"),
+        ({"in_channels": 0}, "in_channels must be positive, got 0"),
+        ({"in_channels": 20}, r"20 / 4 \(5\) is not a multiple of num_groups \(2\)"),
+        ({"in_channels": 16, "num_heads": 3}, r"\(4\) is not a multiple of num_heads \(3\)"),
+        ({"in_channels": 16, "kernel_size": 2}, "kernel_size must be odd and positive, got 2"),
+        ({"in_channels": 16, "offset_kernel_size": 4}, "offset_kernel_size must be odd"),
+        ({"in_channels": 16, "offset_range": -1.0}, "offset_range must be finite"),
+        ({"in_channels": 16, "reduction": 0}, r"reduction \(0\)"),
+        ({"in_channels": 16, "scale_factor": 0}, "scale_factor must be positive, got 0"),
+        ({"in_channels": 16, "scale_factor": float("nan")}, "scale_factor must be positive"),
+    ],
+)
+def test_values_that_do_not_fit_raise(options, message):
+    with pytest.raises(InputError, match=message):
+        LDAAQU(**options)
+
+
+@pytest.mark.parametrize(
+    "shape, size, message",
+    [
+        ((1, 4, 5, 5), None, "built for"),
+        ((8, 5, 5), None, "built for"),
+        ((1, 8, 5, 5), (0, 3), "positive"),
+    ],
+)
+def test_calls_that_do_not_fit_raise(shape, size, message):
+    with pytest.raises(InputError, match=message):
+        LDAAQU(8)(torch.zeros(shape), output_size=size)
+
+
+MEMORY_SCRIPT = """
+import torch
+from lda_aqu import LDAAQU
+
+def memory(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+
+x, module = torch.randn(1, 256, 100, 168), LDAAQU(256)
+with torch.no_grad():
+    module(x[:, :, :8, :8])
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets the peak, VmHWM
+    before = memory("VmRSS")
+    y = module(x)
+print(memory("VmHWM") - before, y.nbytes / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux gives it")
+def test_peak_memory_of_a_forward():
+    """At P2 of an 800 x 1344 image; all 9 samples of the values alone would take 590 MiB."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True
+    )
+    peak, output = map(float, result.stdout.split())
+    assert output == pytest.approx(65.6, abs=0.1)
+    assert output < peak < 400, f"peak extra memory {peak:.0f} MiB"
+
+
+def test_import_needs_torch_alone():
+    """In a process in which nothing else that the project depends on can be imported."""
+    script = """
+import sys
+for name in ("detectron2", "fvcore", "iopath", "yacs", "cv2", "PIL", "matplotlib", "torchvision"):
+    sys.modules[name] = None
+import lda_aqu, torch
+y = lda_aqu.build_upsampler("LDAAQU", 16, reduction=2)(torch.zeros(1, 16, 3, 3))
+assert y.shape == (1, 16, 6, 6)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_offsets_learn_to_reach_beyond_the_window():
+    """Learns a shift by three pixels; a window of 3 x 3 without offsets sees one."""
+    torch.manual_seed(0)
+    module = LDAAQU(8, scale_factor=1, reduction=1)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(50):
+        x = F.interpolate(torch.randn(2, 8, 5, 5), size=(16, 16), mode="bicubic")
+        target = torch.roll(x, 3, dims=3)
+        loss = (module(x) - target)[..., 5:-5].pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.15 * (x - target)[..., 5:-5].pow(2).mean()

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
+from lda_aqu.errors import InputError
+from lda_aqu.upsamplers import Upsampler, upsampler_options
+from torch.nn import functional as F
+
+
+@pytest.mark.parametrize("name", list(UPSAMPLER_REGISTRY))
+@pytest.mark.parametrize("size", [None, (7, 9)])
+def test_every_upsampler_keeps_the_contract(name, size):
+    x = torch.randn(2, 16, 3, 4, requires_grad=True)
+    y = build_upsampler(name, 16)(x, output_size=size)
+    assert y.shape == (2, 16, *(size or (6, 8))) and y.dtype == x.dtype
+    y.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", list(UPSAMPLER_REGISTRY))
+def test_every_option_has_a_default_and_every_optioned_class_a_config_node(name):
+    cls = UPSAMPLER_REGISTRY.get(name)
+    options = upsampler_options(cls)
+    assert all(default is not None for default in options.values())
+    assert bool(options) == bool(cls.config_node)
+
+
+@pytest.mark.parametrize("name, mode", [("Nearest", "nearest"), ("Bilinear", "bilinear")])
+def test_fixed_interpolations(name, mode):
+    x = torch.randn(1, 4, 5, 3)
+    expected = F.interpolate(x, scale_factor=2, mode=mode)
+    assert torch.equal(build_upsampler(name, 4)(x), expected)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"'LDA'.*Bilinear, LDAAQU, Nearest"):
+        build_upsampler("LDA", 16)
+
+
+def test_unknown_option_suggests_and_lists():
+    with pytest.raises(
+        InputError, match=r"'kernelsize' \(did you mean 'kernel_size'\?\).*reduction"
+    ):
+        build_upsampler("LDAAQU", 16, kernelsize=3)
+    with pytest.raises(InputError, match="it has: none"):
+        build_upsampler("Nearest", 16, kernel_size=3)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(KeyError, match="Nearest"):
+        UPSAMPLER_REGISTRY.register("Nearest")(Upsampler)

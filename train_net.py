@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Train or evaluate a model from a config.
+
+train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] KEY VALUE ...
+"""
+
+from argparse import Namespace
+from typing import Any
+
+import lda_aqu.modeling  # noqa: F401  (registers the builders)
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from lda_aqu.data import register_coco_format_datasets
+from lda_aqu.engine import (
+    Checkpointer,
+    Trainer,
+    check_datasets,
+    check_processes,
+    check_weights,
+    load_config,
+)
+from lda_aqu.engine.trainer import set_aside_metrics
+from lda_aqu.errors import exit_on_input_error
+
+
+def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
+    """Train or evaluate, in each process."""
+    register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, cfg.OUTPUT_DIR, complete=True).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    if comm.is_main_process() and not args.resume:
+        set_aside_metrics(cfg.OUTPUT_DIR)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+@exit_on_input_error
+def main() -> None:
+    """Check what was asked for, once, and run it in as many processes as there are GPUs to use."""
+    args = default_argument_parser().parse_args()
+    setup_logger(name="lda_aqu")
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    check_processes(args.num_gpus, cfg.MODEL.DEVICE)
+    check_weights(cfg)
+    check_datasets(cfg, train=not args.eval_only)
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args),
+    )
+
+
+if __name__ == "__main__":
+    main()
