@@ -25,10 +25,10 @@ def config(builder: str, *opts: object):
     )
     cfg.merge_from_list(
         ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", builder, "MODEL.BACKBONE.FREEZE_AT", 0]
-        + ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
-        + ["MODEL.RESNETS.OUT_FEATURES", levels, "MODEL.FPN.IN_FEATURES", levels]
-        + ["MODEL.FPN.OUT_CHANNELS", 16, *opts]
     )
+    cfg.merge_from_list(["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64])
+    cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", levels, "MODEL.FPN.IN_FEATURES", levels])
+    cfg.merge_from_list(["MODEL.FPN.OUT_CHANNELS", 16, *opts])
     return cfg
 
 

@@ -59,7 +59,7 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 def _explain(error: Exception, config_file: str, known: set[str]) -> str:
     """The error of a merge as one line, with the nearest known key where a key is unknown."""
-    text = " ".join(str(error.args[0] if error.args else error).split())
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     if "Non-existent" in text:
         key = text.split(": ")[-1]
         near = difflib.get_close_matches(key, known, 1)

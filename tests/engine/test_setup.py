@@ -1,0 +1,80 @@
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from lda_aqu.engine import load_config
+from lda_aqu.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.FPN.UPSAMPLR", "Nearest"], "MODEL.FPN.UPSAMPLR; did you mean MODEL.FPN.UPSAMPLER"),
+        (["MODEL.FPN.OUT_CHANNELS", "many"], "MODEL.FPN.OUT_CHANNELS"),
+        (["MODEL.FPN.OUT_CHANNELS"], "KEY VALUE pairs.*'MODEL.FPN.OUT_CHANNELS' has no value"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is not a device"),
+    ],
+)
+def test_bad_options(opts, message):
+    with pytest.raises(InputError, match=message):
+        load_config("", opts)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MODEL: {FPN: {UPSAMPLR: Nearest}}", "did you mean MODEL.FPN.UPSAMPLER"),
+        ("MODEL: [", "while parsing"),
+        ("_BASE_: missing.yaml", "missing.yaml"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(str(path), [])
+
+
+def test_missing_file():
+    with pytest.raises(InputError, match=r"'no\.yaml' does not exist"):
+        load_config("no.yaml", [])
+
+
+def test_device_is_chosen_and_logged(monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with caplog.at_level("INFO"):
+        assert load_config("", []).MODEL.DEVICE == "cpu"
+    assert "Running on cpu (MODEL.DEVICE is auto, this machine has no usable GPU)" in caplog.text
+    with pytest.raises(InputError, match="no usable GPU; use MODEL.DEVICE cpu"):
+        load_config("", ["MODEL.DEVICE", "cuda"])
+
+
+def test_own_dataset_is_registered_once(tiny_config, tiny_coco):
+    for _ in range(2):
+        cfg = load_config(str(tiny_config), [])
+    assert cfg.DATASETS.TRAIN == ("tiny",)
+    assert len(DatasetCatalog.get("tiny")) == 6
+    assert MetadataCatalog.get("tiny").thing_classes == ["box", "disc"]
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("{ANNOTATIONS: a.json}", "own: needs the keys ANNOTATIONS and IMAGES"),
+        ("{ANNOTATIONS: a.json, IMAGES: i}", "own.ANNOTATIONS: '.*a.json' does not exist"),
+        ("3", "own: needs the keys"),
+    ],
+)
+def test_bad_own_dataset(tmp_path, entry, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"DATASETS: {{COCO_FORMAT: {{own: {entry}}}}}")
+    with pytest.raises(InputError, match=message):
+        load_config(str(path), [])
+
+
+def test_own_dataset_may_not_take_a_name(tmp_path, tiny_coco):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "DATASETS: {COCO_FORMAT: {coco_2017_train: "
+        f"{{ANNOTATIONS: {tiny_coco}/annotations.json, IMAGES: {tiny_coco}/images}}}}}}"
+    )
+    with pytest.raises(InputError, match=r"coco_2017_train: a dataset of that name exists"):
+        load_config(str(path), [])

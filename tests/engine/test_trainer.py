@@ -1,0 +1,49 @@
+import json
+from types import SimpleNamespace
+
+from lda_aqu.engine.trainer import BestCheckpointer, set_aside_metrics, truncate_metrics
+
+
+def records(path) -> list[int]:
+    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+
+
+def write(path, iterations, tail: str = "") -> None:
+    lines = (json.dumps({"iteration": i, "segm/AP": float(-i % 70)}) + "\n" for i in iterations)
+    path.write_text("".join(lines) + tail)
+
+
+def test_truncated_metrics_end_before_the_resumed_iteration(tmp_path):
+    path = tmp_path / "metrics.json"
+    write(path, [19, 39, 59, 79], tail='{"iteration": 99, "lo')
+    with path.open("a") as writer:
+        truncate_metrics(path, 60)
+        writer.write('{"iteration": 60}\n')
+    assert records(path) == [19, 39, 59, 60]
+
+
+def test_an_unfinished_line_is_dropped(tmp_path):
+    path = tmp_path / "metrics.json"
+    write(path, [19, 39], tail='{"iteration": 59, "lo')
+    truncate_metrics(path, 100)
+    assert records(path) == [19, 39]
+
+
+def test_no_metrics_to_truncate(tmp_path):
+    truncate_metrics(tmp_path / "metrics.json", 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_of_an_earlier_run_are_kept_apart(tmp_path):
+    write(tmp_path / "metrics.json", [19])
+    set_aside_metrics(str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith("metrics-") and records(kept) == [19]
+
+
+def test_best_value_is_known_after_a_resume(tmp_path):
+    write(tmp_path / "metrics.json", [19, 39, 69, 99])
+    hook = BestCheckpointer(20, checkpointer=None, val_metric="segm/AP")
+    hook.trainer = SimpleNamespace(start_iter=100, cfg=SimpleNamespace(OUTPUT_DIR=str(tmp_path)))
+    hook.before_train()
+    assert (hook.best_metric, hook.best_iter) == (51.0, 19)

@@ -1,0 +1,100 @@
+"""train_net.py as a user runs it, at tiny size."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+
+def command(config, *args: object) -> list[str]:
+    script = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
+    return [*script, "--config-file", str(config), *map(str, args)]
+
+
+def run(config, *args: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(config, *args), capture_output=True, text=True, timeout=300)
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_train_then_evaluate(tiny_config, tmp_path):
+    trained = run(tiny_config, "TEST.EVAL_PERIOD", 2)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    output = tmp_path / "output"
+    present = {path.name for path in output.iterdir()}
+    assert present >= {"model_final.pth", "config.yaml", "metrics.json", "last_checkpoint"}
+    assert any(name.startswith("events.out.tfevents") for name in present)
+    last = metrics(output)[-1]
+    assert {"bbox/AP", "segm/AP"} <= set(last) and last["iteration"] == 3
+
+    evaluated = run(
+        tiny_config, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth",
+        "OUTPUT_DIR", tmp_path / "evaluated",
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    assert "copypaste: Task: segm" in evaluated.stdout
+    results = tmp_path / "evaluated" / "inference" / "coco_instances_results.json"
+    assert isinstance(json.loads(results.read_text()), list)
+
+
+def test_killed_and_resumed(tiny_config, tmp_path):
+    output = tmp_path / "output"
+    args = ["SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 20, "DATASETS.TEST", "()"]
+    process = subprocess.Popen(
+        command(tiny_config, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (output / "model_0000019.pth").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # somewhere after the checkpoint
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "model_final.pth").exists()
+
+    resumed = run(tiny_config, "--resume", *args)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "Resuming at iteration" in resumed.stdout
+    state = torch.load(output / "model_final.pth")
+    assert state["iteration"] == 59
+    assert [record["iteration"] for record in metrics(output)] == [19, 39, 59]
+
+
+def test_evaluation_of_the_coco_config_on_real_images(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    config = ROOT / "configs" / "COCO-Detection" / "faster_rcnn_R_50_FPN_1x_lda_aqu.yaml"
+    result = run(
+        config, "--eval-only", "MODEL.WEIGHTS", "", "OUTPUT_DIR", tmp_path,
+        "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Evaluation results for bbox" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["MODEL.FPN.UPSAMPLER", "Carafe"], "unknown upsampler 'Carafe'; known: Bilinear, LDAAQU"),
+        (["MODEL.FPN.OUT_CHANNELS", "30"], "MODEL.FPN.OUT_CHANNELS 30"),
+        (
+            ["DATASETS.TRAIN", "('tinny',)"],
+            "no dataset 'tinny' is registered; nearest registered: t",
+        ),
+        (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS 'none.pth' does not exist"),
+        (["--num-gpus", "8"], "--num-gpus 8: this machine has"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_config, args, message):
+    result = run(tiny_config, *args)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
