@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,6 @@ from pycocotools import mask as mask_util
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-
-torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,10 @@ def records(path) -> list[int]:
 
 
 def write(path, iterations, tail: str = "") -> None:
-    lines = (json.dumps({"iteration": i, "segm/AP": float(-i % 70)}) + "\n" for i in iterations)
+    lines = (
+        json.dumps({"iteration": i, "segm/AP": float(-i % 70), "total_loss": 1.0}) + "\n"
+        for i in iterations
+    )
     path.write_text("".join(lines) + tail)
 
 
@@ -27,6 +30,13 @@ def test_an_unfinished_line_is_dropped(tmp_path):
     write(path, [19, 39], tail='{"iteration": 59, "lo')
     truncate_metrics(path, 100)
     assert records(path) == [19, 39]
+
+
+def test_the_last_evaluation_of_a_run_that_is_prolonged_is_kept(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 99, "total_loss": 1.0}\n{"iteration": 100, "segm/AP": 4.0}\n')
+    truncate_metrics(path, 100)
+    assert records(path) == [99, 100]
 
 
 def test_no_metrics_to_truncate(tmp_path):

@@ -89,7 +89,12 @@ def truncate_metrics(path: Path, start_iter: int) -> None:
         return
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["iteration"] >= start_iter:
+            if not line.endswith(b"\n"):
+                break
+            record = json.loads(line)
+            # The evaluation after a run's last iteration is recorded at the one that would follow.
+            done = record["iteration"] + ("total_loss" in record)
+            if done > start_iter:
                 break
             keep += len(line)
     os.truncate(path, keep)

@@ -1,0 +1,85 @@
+"""The image files to draw, and the names of the pictures made from them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+
+from ..errors import InputError
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CONTACT_SHEET = Path("contact_sheet.png")
+
+
+class UnreadableImageError(InputError):
+    """An image file that is missing, cut short, or no image at all."""
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """List image files: those named, and those directly inside the folders named, sorted.
+
+    Args:
+        paths: files, taken whatever their suffix, and folders, of which the files with a suffix in
+            ``IMAGE_SUFFIXES`` are taken (in either case; hidden files are not).
+
+    Returns:
+        Absolute paths in the order given, each once.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no image.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            images = sorted(
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+            )
+            if not images:
+                raise InputError(f"no image in {path} (looked for {', '.join(IMAGE_SUFFIXES)})")
+            found += images
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"no such image file or folder: {path}")
+    return list(dict.fromkeys(os.path.abspath(file) for file in found))
+
+
+def picture_names(files: Sequence[str]) -> list[Path]:
+    """Name a PNG for each image file, different for different files.
+
+    Returns:
+        Relative paths: the images' own, seen from the deepest folder that holds them all, with
+        ``.png`` for their suffix; or, where two names would be the same, after all the suffixes.
+    """
+    files = [os.path.abspath(file) for file in files]
+    common_folder = os.path.commonpath([os.path.dirname(file) for file in files])
+    images = [Path(os.path.relpath(file, common_folder)) for file in files]
+    names = [image.with_suffix(".png") for image in images]
+    if len({*names, CONTACT_SHEET}) <= len(names):
+        names = [image.with_name(image.name + ".png") for image in images]
+    return names
+
+
+def read_image_file(path: str, format: str | None) -> np.ndarray:
+    """Read an image, turned as its EXIF orientation says.
+
+    Args:
+        path: the file.
+        format: "RGB", "BGR", or None for the stored values (labels).
+
+    Returns:
+        uint8, (H, W, 3), or (H, W) for labels of one channel.
+
+    Raises:
+        UnreadableImageError: naming the file and what is wrong with it.
+    """
+    try:
+        return read_image(path, format)
+    # What Pillow's decoders raise on damaged files of the common formats.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error

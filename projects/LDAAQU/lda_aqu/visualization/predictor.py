@@ -1,0 +1,41 @@
+"""A trained model, ready to predict for image files one at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model
+
+from .. import modeling  # noqa: F401  (registers the builders)
+from ..engine import Checkpointer, check_weights
+from ..errors import InputError
+
+
+def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Build a config's model with its ``MODEL.WEIGHTS``, all of which must be there.
+
+    Unlike Detectron2's DefaultPredictor it refuses weights of another model, and it prepares
+    images with the very mapper of the evaluation.
+
+    Returns:
+        A function from a dataset dict with "file_name", "height" and "width" (the size of the
+        output) to the model's output for that image.
+
+    Raises:
+        InputError: there are no weights, or they cannot be loaded or do not fit.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("MODEL.WEIGHTS is empty: name the weights of a trained model")
+    check_weights(cfg)
+    model = build_model(cfg).eval()
+    Checkpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    mapper = DatasetMapper(cfg, is_train=False)
+
+    @torch.no_grad()
+    def predict(dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        image = {key: dataset_dict[key] for key in ("file_name", "height", "width")}
+        return model([mapper(image)])[0]
+
+    return predict
