@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+DEMO_CONFIG := configs/Small/panoptic_fpn_R_18_glyphs_lda_aqu.yaml
+DEMO_DATASET := glyphs_panoptic_val
+
 .DEFAULT_GOAL := help
 .PHONY: help install test lint demo clean
 
@@ -42,8 +45,17 @@ test: $(INSTALLED) ## lint, then run the test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+demo: export DETECTRON2_DATASETS := datasets
 demo: $(INSTALLED) ## generate data, train, evaluate, draw: ten minutes on two cores
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/generate_glyphs.py --output datasets/glyphs
+	$(BIN)/python -W ignore train_net.py --config-file $(DEMO_CONFIG) OUTPUT_DIR output/demo
+	$(BIN)/python -W ignore tools/visualize_predictions.py --config-file $(DEMO_CONFIG) \
+		--weights output/demo/model_final.pth --dataset $(DEMO_DATASET) --limit 24 \
+		--output output/demo/predictions
+	@echo "Data:          datasets/glyphs"
+	@echo "Model and log: output/demo/model_final.pth, output/demo/log.txt"
+	@echo "Metrics:       output/demo/metrics.json"
+	@echo "Pictures:      output/demo/predictions/contact_sheet.png and one for each image"
 
 clean: ## remove .venv and what Python left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -102,7 +102,7 @@ def test_every_image_has_every_file(root, split):
 def test_images_are_wide_tall_and_square(root):
     images = read_json(root, "instances", "train")["images"]
     assert {np.sign(image["width"] - image["height"]) for image in images} == {-1, 0, 1}
-    assert {image["width"] for image in images} == {128, 160, 192}
+    assert {image["width"] for image in images} == {144, 160, 176}
 
 
 def test_categories_are_those_of_the_module(root):

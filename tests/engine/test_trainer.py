@@ -1,7 +1,12 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from lda_aqu.engine import Trainer, load_config
 from lda_aqu.engine.trainer import BestCheckpointer, set_aside_metrics, truncate_metrics
+from PIL import Image
 
 
 def records(path) -> list[int]:
@@ -57,3 +62,36 @@ def test_best_value_is_known_after_a_resume(tmp_path):
     hook.trainer = SimpleNamespace(start_iter=100, cfg=SimpleNamespace(OUTPUT_DIR=str(tmp_path)))
     hook.before_train()
     assert (hook.best_metric, hook.best_iter) == (51.0, 19)
+
+
+@pytest.fixture
+def tiny_sem_seg(tmp_path):
+    """The name of a dataset of 3 images of 96 x 64 with 4 classes."""
+    for index in range(3):
+        labels = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96) % 4
+        Image.fromarray(np.stack([labels] * 3, axis=-1)).save(tmp_path / f"{index}.png")
+        Image.fromarray(labels).save(tmp_path / f"{index}_labels.png")
+    name = f"tiny_sem_seg_{tmp_path.name}"
+    DatasetCatalog.register(
+        name,
+        lambda: [
+            {
+                "file_name": str(tmp_path / f"{index}.png"),
+                "sem_seg_file_name": str(tmp_path / f"{index}_labels.png"),
+            }
+            for index in range(3)
+        ],
+    )
+    yield name
+    DatasetCatalog.remove(name)
+
+
+def test_semantic_models_are_trained_on_crops_of_resized_images(tiny_sem_seg):
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"])
+    cfg.merge_from_list(["DATASETS.TRAIN", (tiny_sem_seg,), "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (80,), "INPUT.CROP.ENABLED", True])
+    cfg.merge_from_list(["INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [72, 56]])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2])
+    batch = next(iter(Trainer.build_train_loader(cfg)))
+    assert [image["image"].shape for image in batch] == [(3, 72, 56)] * 2
+    assert [image["sem_seg"].shape for image in batch] == [(72, 56)] * 2

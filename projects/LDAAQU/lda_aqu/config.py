@@ -26,6 +26,33 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # or "published" (P6, and P7 in RetinaNet, are strided convolutions and are its top).
     cfg.MODEL.FPN.TOPOLOGY = "detectron2"
 
+    # The upsampler of each 2x step in the semantic head: those of UpsamplerSemSegFPNHead's
+    # branches, those of UPerNetHead's top-down path.
+    cfg.MODEL.SEM_SEG_HEAD.UPSAMPLER = "LDAAQU"
+    # The upsampler that brings either head's logits, NUM_CLASSES channels, to the input's size.
+    cfg.MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER = "Bilinear"
+
+    # UPerNetHead. Its other options are those of MODEL.SEM_SEG_HEAD.
+    cfg.MODEL.UPERNET = node()
+    # The last input map is averaged over grids of these many cells a side.
+    cfg.MODEL.UPERNET.POOL_SCALES = [1, 2, 3, 6]
+    # The upsampler that brings each level of the pyramid to the finest one's size, 2x, 4x and 8x,
+    # before they are fused.
+    cfg.MODEL.UPERNET.FUSION_UPSAMPLER = "Bilinear"
+    # Share of the channels dropped before either classifier.
+    cfg.MODEL.UPERNET.DROPOUT = 0.1
+    # The auxiliary classifier, used in training alone: its input map, the channels of its one
+    # convolution, and the weight of its loss relative to SEM_SEG_HEAD.LOSS_WEIGHT.
+    cfg.MODEL.UPERNET.AUX_IN_FEATURE = "res4"
+    cfg.MODEL.UPERNET.AUX_CHANNELS = 256
+    cfg.MODEL.UPERNET.AUX_WEIGHT = 0.4
+
+    # The upsampler of UpsamplerMaskRCNNConvHead, from the pooled size to twice that.
+    cfg.MODEL.ROI_MASK_HEAD.UPSAMPLER = "LDAAQU"
+
+    # Random changes of brightness, contrast, saturation and hue while a SemanticSegmentor trains.
+    cfg.INPUT.COLOR_AUG_SSD = False
+
     for name in UPSAMPLER_REGISTRY:
         cls = UPSAMPLER_REGISTRY.get(name)
         if cls.config_node and cls.config_node not in cfg.MODEL:
@@ -40,15 +67,16 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
 
 
 def build_upsampler_from_config(
-    cfg: CfgNode, key: str, in_channels: int, channels_key: str
+    cfg: CfgNode, key: str, in_channels: int, channels_key: str, scale_factor: float = 2
 ) -> Upsampler:
-    """Build the upsampler, by a factor of 2, that a config key names.
+    """Build the upsampler that a config key names.
 
     Args:
         cfg: a config with this project's keys.
         key: the key that holds its name, e.g. ``MODEL.FPN.UPSAMPLER``.
         in_channels: channels of the map it is to upsample.
         channels_key: the key that sets ``in_channels``, for messages.
+        scale_factor: output size over input size.
 
     Raises:
         InputError: unknown name or values that do not fit; the message names the keys.
@@ -61,7 +89,7 @@ def build_upsampler_from_config(
         options = {
             option: cfg.MODEL[cls.config_node][option.upper()] for option in upsampler_options(cls)
         }
-        return build_upsampler(name, in_channels, **options)
+        return build_upsampler(name, in_channels, scale_factor, **options)
     except InputError as error:
         node = (
             f", MODEL.{cls.config_node}.*" if name in UPSAMPLER_REGISTRY and cls.config_node else ""

@@ -2,8 +2,9 @@
 
 Each picture shows 3 to 8 characters (the things) over two to four textured regions (the stuff).
 What makes it a test of upsampling is its fine structure: thin strokes, outlines, counters, wavy
-region borders, and glyphs that partly hide others. Classes are told by shape and by texture,
-never by colour, which is random. Every label is exact, being drawn together with the picture.
+region borders, and glyphs that partly hide others. Glyphs are vivid and regions muted, so that a
+few minutes of training suffice to part the two; which glyph and which texture it is, shape and
+pattern alone can tell. Every label is exact, being drawn together with the picture.
 
 Layout under the data set's root, with ``{split}`` one of ``train`` and ``val``::
 
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
@@ -44,18 +46,14 @@ logger = logging.getLogger(__name__)
 # mirror image, so that horizontal flips keep the classes apart.
 GLYPHS_CATEGORIES: list[dict[str, Any]] = [
     {"id": 1, "name": "A", "supercategory": "letter", "isthing": 1, "color": [228, 26, 28]},
-    {"id": 2, "name": "E", "supercategory": "letter", "isthing": 1, "color": [77, 175, 74]},
     {"id": 3, "name": "K", "supercategory": "letter", "isthing": 1, "color": [255, 127, 0]},
     {"id": 5, "name": "S", "supercategory": "letter", "isthing": 1, "color": [247, 129, 191]},
-    {"id": 6, "name": "T", "supercategory": "letter", "isthing": 1, "color": [55, 126, 184]},
     {"id": 8, "name": "4", "supercategory": "digit", "isthing": 1, "color": [240, 220, 40]},
     {"id": 9, "name": "8", "supercategory": "digit", "isthing": 1, "color": [0, 210, 213]},
-    {"id": 13, "name": "&", "supercategory": "symbol", "isthing": 1, "color": [152, 78, 163]},
     {"id": 21, "name": "stripes", "supercategory": "texture", "isthing": 0, "color": [90, 99, 200]},
     {"id": 22, "name": "checker", "supercategory": "texture", "isthing": 0, "color": [102, 90, 60]},
     {"id": 24, "name": "dots", "supercategory": "texture", "isthing": 0, "color": [166, 216, 84]},
     {"id": 25, "name": "speckle", "supercategory": "texture", "isthing": 0, "color": [229, 99, 90]},
-    {"id": 27, "name": "waves", "supercategory": "texture", "isthing": 0, "color": [60, 100, 120]},
 ]
 
 SPLITS = ("train", "val")
@@ -90,8 +88,8 @@ _FONTS = (
 _MIN_SIZE = 64  # pixels, of `size`
 _MAX_SIZE = 1024
 _SUPERSAMPLING = 4  # glyphs are drawn this much larger, then averaged down
-_MIN_GLYPH_HEIGHT = 14  # pixels
-_MAX_GLYPH_HEIGHT = 0.44  # share of `size`
+_MIN_GLYPH_HEIGHT = 16  # pixels
+_MAX_GLYPH_HEIGHT = 0.5  # share of `size`
 _MIN_OUTLINE_HEIGHT = 26  # pixels; the counters of smaller outlines fill up
 _MIN_VISIBLE_SHARE = 0.6  # of a glyph's own pixels
 _PLACEMENTS = 40  # tries at placing glyphs in one scene
@@ -128,17 +126,16 @@ def _random_field(
     return np.einsum("kh,kw->hw", down, across).real * np.sqrt(2 / waves)
 
 
-# Of u and v, the rotated coordinates, with a period of about 2 pi. The fifth is the random field.
+# Of u and v, the rotated coordinates, with a period of about 2 pi. The fourth is the random field.
 _PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "stripes": lambda u, v: np.sin(u),
     "checker": lambda u, v: 2 * np.sin(u / 1.5) * np.sin(v / 1.5),
     "dots": lambda u, v: np.cos(u) + np.cos(v) - 0.9,
-    "waves": lambda u, v: np.sin(u + 1.8 * np.sin(v / 2)),
 }
 
 
 def _draw_texture(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
-    """The texture `name`, turned and scaled at random, in random colours: (H, W, 3) float."""
+    """The texture `name`, turned and scaled at random, in muted colours: (H, W, 3) float."""
     period = rng.uniform(7, 15)  # pixels
     if name == "speckle":
         value = _random_field(rng, height, width, 0.8 * period)
@@ -147,9 +144,8 @@ def _draw_texture(rng: np.random.Generator, name: str, height: int, width: int) 
         angle = rng.uniform(0, 2 * np.pi)
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         value = _PATTERNS[name](u, v)
-    color = rng.uniform(50, 205, 3)
-    contrast = rng.normal(size=3)
-    contrast *= rng.uniform(15, 40) / np.linalg.norm(contrast)
+    color = rng.uniform(80, 175) + rng.normal(0, 10, 3)
+    contrast = rng.uniform(15, 45) + rng.normal(0, 5, 3)
     return color + np.clip(1.5 * value, -1, 1)[..., None] * contrast
 
 
@@ -243,8 +239,8 @@ def _draw_glyphs(rng: np.random.Generator, image: np.ndarray, max_height: float)
             continue
         glyphs = proposal
 
-        # Of a few random colours, that which stands out best from what the glyph covers.
-        candidates = rng.uniform(0, 255, (rng.integers(4, 9), 3))
+        # Of a few vivid colours, that which stands out best from what the glyph covers.
+        candidates = 255 * hsv_to_rgb(rng.uniform((0, 0.75, 0.7), 1, (rng.integers(2, 5), 3)))
         contrast = np.linalg.norm(image[mask][:, None] - candidates, axis=-1).mean(0)
         image += coverage * (candidates[contrast.argmax()] - image)
         if len(glyphs) == count:
@@ -256,13 +252,13 @@ def draw_scene(size: int, seed: int, split: str, index: int) -> Scene:
     """Draw one scene; the same arguments give the same scene, whatever was drawn before.
 
     Args:
-        size: the sides of the picture are 0.8, 1 or 1.2 times this many pixels.
+        size: the sides of the picture are 0.9, 1 or 1.1 times this many pixels.
         seed: the seed of the data set.
         split: one of SPLITS.
         index: number of the scene within its split, from 0.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    height, width = (round(size * share) for share in rng.choice([0.8, 1.0, 1.2], 2))
+    height, width = (round(size * share) for share in rng.choice([0.9, 1.0, 1.1], 2))
     image, stuff = _draw_regions(rng, height, width)
     things = _draw_glyphs(rng, image, _MAX_GLYPH_HEIGHT * size)
     hidden = np.any([thing.mask for thing in things], axis=0)
@@ -381,7 +377,7 @@ def generate_glyphs(output: Path, num_train: int, num_val: int, size: int, seed:
         output: folder that does not exist, or is empty, or holds this very data set.
         num_train: number of training images.
         num_val: number of validation images.
-        size: side of the images in pixels; each side is 0.8, 1 or 1.2 times as long.
+        size: side of the images in pixels; each side is 0.9, 1 or 1.1 times as long.
         seed: any integer that is not negative.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
 
 from ..config import add_lda_aqu_config
 from ..data import register_coco_format_datasets
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Detectron2's config with this project's keys, a YAML file and options merged into it.
 
+    It has DeepLab's keys too, for those of its schedule, ``SOLVER.POLY_LR_*``, and of its crops.
     ``MODEL.DEVICE`` is "auto" where nothing sets it: a GPU if there is one. The datasets that
     ``DATASETS.COCO_FORMAT`` names are registered.
 
@@ -30,6 +32,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         InputError: a file, a key or a value that cannot be used.
     """
     cfg = get_cfg()
+    add_deeplab_config(cfg)
     add_lda_aqu_config(cfg)
     cfg.MODEL.DEVICE = "auto"
     if config_file and not os.path.isfile(config_file):

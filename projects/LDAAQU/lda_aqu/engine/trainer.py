@@ -4,14 +4,21 @@ import json
 import logging
 import os
 import weakref
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 
+from ..data.semantic_augmentation import build_semantic_augmentation
 from ..evaluation import build_evaluator, primary_metric
 from .checkpoint import Checkpointer
 
@@ -50,6 +57,21 @@ class Trainer(DefaultTrainer):
             # After the evaluation, before the writers.
             result.insert(len(result) - 1, best)
         return result
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """As in :class:`DefaultTrainer`, with augmentation of their own for semantic models."""
+        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+            return super().build_train_loader(cfg)
+        augmentations = build_semantic_augmentation(cfg)
+        return build_detection_train_loader(
+            cfg, mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations)
+        )
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """The schedule ``SOLVER.LR_SCHEDULER_NAME``: Detectron2's, and DeepLab's WarmupPolyLR."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -1,5 +1,7 @@
-"""Evaluators, and how one is chosen for a dataset."""
+"""Evaluators, and how they are chosen for a dataset."""
 
 from .build import build_evaluator, primary_metric
+from .panoptic import PanopticEvaluator
+from .sem_seg import SemanticEvaluator
 
-__all__ = ["build_evaluator", "primary_metric"]
+__all__ = ["PanopticEvaluator", "SemanticEvaluator", "build_evaluator", "primary_metric"]

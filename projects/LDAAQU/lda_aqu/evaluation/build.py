@@ -1,44 +1,93 @@
-"""The evaluator that a dataset asks for, and the one metric that ranks checkpoints."""
+"""The evaluators that a dataset asks for, and the one metric that ranks checkpoints."""
 
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 
 from ..errors import InputError
+from .panoptic import PanopticEvaluator
+from .sem_seg import SemanticEvaluator
 
 COCO_DETECTIONS_PER_IMAGE = 100
 
+# What a dataset of each evaluator_type has labels for.
+LABELS = {
+    "coco": ("instances",),
+    "sem_seg": ("sem_seg",),
+    "coco_panoptic_seg": ("panoptic_seg", "instances", "sem_seg"),
+}
+# What a model of each MODEL.META_ARCHITECTURE predicts; any other is a detector.
+PREDICTIONS = {
+    "PanopticFPN": ("panoptic_seg", "instances", "sem_seg"),
+    "SemanticSegmentor": ("sem_seg",),
+}
+DETECTOR_PREDICTIONS = ("instances",)
+
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator for the dataset's ``evaluator_type``; it writes to OUTPUT_DIR/inference.
+    """The evaluators of what the dataset has labels for and the model predicts.
 
-    ``coco``: box AP, and mask AP if ``MODEL.MASK_ON``. COCO counts 100 detections an image; where
-    ``TEST.DETECTIONS_PER_IMAGE`` is larger, that many.
+    They write to OUTPUT_DIR/inference. The dataset's ``evaluator_type`` is one of
+
+    - ``coco``: box AP, and mask AP if ``MODEL.MASK_ON``. COCO counts 100 detections an image;
+      where ``TEST.DETECTIONS_PER_IMAGE`` is larger, that many.
+    - ``sem_seg``: IoU and boundary IoU.
+    - ``coco_panoptic_seg``: panoptic quality; those of ``coco``; and, where the metadata has
+      ``sem_seg_root``, those of ``sem_seg``.
 
     Raises:
-        InputError: the dataset has another type, or none.
+        InputError: the dataset has another type, or none, or no labels for the model's predictions.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind != "coco":
-        raise InputError(f"dataset {dataset_name}: evaluator_type {kind!r}; allowed is 'coco'")
-    detections = cfg.TEST.DETECTIONS_PER_IMAGE
-    return COCOEvaluator(
-        dataset_name,
-        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", *_subfolder(cfg, dataset_name)),
-        max_dets_per_image=detections if detections > COCO_DETECTIONS_PER_IMAGE else None,
-    )
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind not in LABELS:
+        allowed = ", ".join(map(repr, LABELS))
+        raise InputError(f"dataset {dataset_name}: evaluator_type {kind!r}; allowed are {allowed}")
+    predictions = PREDICTIONS.get(cfg.MODEL.META_ARCHITECTURE, DETECTOR_PREDICTIONS)
+    tasks = [task for task in LABELS[kind] if task in predictions]
+    if kind == "coco_panoptic_seg" and "sem_seg" in tasks and not metadata.get("sem_seg_root"):
+        tasks.remove("sem_seg")
+    if not tasks:
+        raise InputError(
+            f"dataset {dataset_name} (evaluator_type {kind!r}) cannot evaluate "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which predicts "
+            f"{', '.join(predictions)}"
+        )
+    evaluators = [_build_one(cfg, dataset_name, task) for task in tasks]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
 def primary_metric(cfg: CfgNode) -> str:
     """The metric by which checkpoints are ranked, as it is named in ``metrics.json``.
 
-    Mask AP where the model has masks, else box AP; on the first dataset of ``DATASETS.TEST``.
+    PQ for a ``PanopticFPN``, mIoU for a ``SemanticSegmentor``; else mask AP where the model has
+    masks, else box AP. On the first dataset of ``DATASETS.TEST``.
     """
-    metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+    task = PREDICTIONS.get(cfg.MODEL.META_ARCHITECTURE, DETECTOR_PREDICTIONS)[0]
+    metric = {
+        "panoptic_seg": "panoptic_seg/PQ",
+        "sem_seg": "sem_seg/mIoU",
+        "instances": "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP",
+    }[task]
     return "/".join([*_subfolder(cfg, cfg.DATASETS.TEST[0]), metric])
+
+
+def _build_one(cfg: CfgNode, dataset_name: str, task: str) -> DatasetEvaluator:
+    """The evaluator of one of the tasks in LABELS."""
+    output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", *_subfolder(cfg, dataset_name))
+    if task == "panoptic_seg":
+        return PanopticEvaluator(dataset_name, output_dir)
+    if task == "sem_seg":
+        return SemanticEvaluator(dataset_name, output_dir)
+    detections = cfg.TEST.DETECTIONS_PER_IMAGE
+    return COCOEvaluator(
+        dataset_name,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        output_dir=output_dir,
+        max_dets_per_image=detections if detections > COCO_DETECTIONS_PER_IMAGE else None,
+    )
 
 
 def _subfolder(cfg: CfgNode, dataset_name: str) -> list[str]:
