@@ -90,7 +90,7 @@ def test_glyphs_metadata(datasets, root):
     assert panoptic["thing_classes"] == things
     assert panoptic["stuff_classes"] == ["things", *stuff]
     assert len(panoptic["stuff_colors"]) == 1 + len(stuff)
-    assert len({tuple(c) for c in panoptic["stuff_colors"] + panoptic["thing_colors"]}) == 14
+    assert len({tuple(c) for c in panoptic["stuff_colors"] + panoptic["thing_colors"]}) == 10
     for key in ("panoptic_root", "panoptic_json", "sem_seg_root", "json_file", "image_root"):
         assert os.path.exists(panoptic[key])
         assert "val" in os.path.basename(panoptic[key])

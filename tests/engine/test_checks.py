@@ -92,17 +92,17 @@ def test_missing_annotation_file_of_a_built_in_dataset(monkeypatch):
 
 PANOPTIC_FPN = [
     *("MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True),
-    *("MODEL.ROI_HEADS.NUM_CLASSES", 8, "INPUT.MASK_FORMAT", "bitmask"),
-    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", 5, "INPUT.MASK_FORMAT", "bitmask"),
+    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5),
 ]
 SEGMENTOR = [
-    *("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6),
+    *("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5),
 ]
 MASK_RCNN = [
     "MODEL.MASK_ON",
     True,
     "MODEL.ROI_HEADS.NUM_CLASSES",
-    8,
+    5,
     "INPUT.MASK_FORMAT",
     "bitmask",
 ]
@@ -177,7 +177,7 @@ def test_sound_panoptic_dataset_for_every_architecture(glyphs):
     [
         (
             lambda file: redraw(file, paint),
-            r"1 of 3 .*/000000000002\.png' has the values 6, 9, 254; allowed are 0 to 5,",
+            r"1 of 3 .*/000000000002\.png' has the values 6, 9, 254; allowed are 0 to 4,",
         ),
         (
             lambda file: redraw(file, lambda pixels: pixels[:-1, :-2]),
@@ -291,11 +291,11 @@ def test_damaged_panoptic_files_matter_where_they_are_evaluated(glyphs, damage, 
     [
         (
             [*PANOPTIC_FPN, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54],
-            r"6 classes \(things, stripes.*set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES 6",
+            r"5 classes \(things, stripes.*set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES 5",
         ),
         (
             [*PANOPTIC_FPN, "MODEL.ROI_HEADS.NUM_CLASSES", 80],
-            r"8 classes \(A, E.*set MODEL\.ROI_HEADS\.NUM_CLASSES 8",
+            r"5 classes \(A, K.*set MODEL\.ROI_HEADS\.NUM_CLASSES 5",
         ),
         (
             [*SEGMENTOR, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 254],

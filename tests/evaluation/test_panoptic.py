@@ -9,6 +9,8 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from lda_aqu.evaluation import PanopticEvaluator
 from lda_aqu.evaluation.panoptic import id2rgb
@@ -281,6 +283,19 @@ def test_predictions_in_void_and_crowds_are_not_false_positives(register_dataset
     assert math.isnan(metrics["PQ-sky"])  # 6 is in void, and there is no other sky
     assert metrics["PQ-dog"] == 0  # 8 is in a crowd, but of cats
     assert metrics["PQ_th"] == 50
+
+
+def test_segments_without_pixels_do_not_count(register_dataset):
+    """PanopticFPN returns them where STUFF_AREA_LIMIT is 0 and things cover all of some stuff."""
+    instances = Instances((8, 8), scores=torch.ones(1), pred_classes=torch.zeros(1, dtype=int))
+    instances.pred_masks = torch.ones(1, 8, 8, dtype=torch.bool)
+    sky = torch.ones(8, 8, dtype=torch.int64)
+    output = combine_semantic_and_instance_outputs(instances, sky, 0.5, 0, 0.5)
+    assert len(output[1]) == 2
+    evaluator = PanopticEvaluator(register_dataset([Panoptic(np.ones((8, 8), int), {1: 3})]))
+    evaluator.process([{"image_id": 0}], [{"panoptic_seg": output}])
+    metrics = evaluator.evaluate()["panoptic_seg"]
+    assert metrics["PQ-cat"] == 100 and math.isnan(metrics["PQ-sky"])
 
 
 def test_a_missing_prediction_is_an_error(register_dataset):

@@ -52,7 +52,7 @@ def test_labels_that_detectron2_refuses_are_named(annotations):
     content = json.loads(annotations.read_text())
     content["annotations"][1]["id"] = content["annotations"][0]["id"]
     annotations.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"'copied_coco': Annotation ids .* not unique"):
+    with pytest.raises(InputError, match=r"dataset copied_coco: .*Annotation ids .* not unique"):
         load_dataset("copied_coco", "--dataset")
 
 
@@ -72,7 +72,7 @@ def test_class_names_need_the_files_only_where_nothing_else_tells_them(annotatio
 
     DatasetCatalog.register("nameless", list)
     try:
-        with pytest.raises(InputError, match=r"DATASETS.TEST: .*nameless"):
+        with pytest.raises(InputError, match=r"dataset nameless has no images"):
             class_metadata(config("nameless"))
     finally:
         DatasetCatalog.remove("nameless")

@@ -99,7 +99,7 @@ def _check_dataset(cfg: CfgNode, name: str, *, evaluated: bool) -> None:
             f"DATASETS.TEST: {name} (evaluator_type {evaluator!r}) has no labels to evaluate "
             f"MODEL.META_ARCHITECTURE {architecture} with"
         )
-    records = _load_records(name, metadata)
+    records = load_records(name)
     _check_files(name, "image files", [record["file_name"] for record in records])
     if "instances" in tasks:
         _check_instances(cfg, name, metadata, records)
@@ -133,8 +133,13 @@ def _check_paths(name: str, metadata: Metadata, *, panoptic: bool) -> None:
             )
 
 
-def _load_records(name: str, metadata: Metadata) -> list[dict[str, Any]]:
-    """The images of a dataset with their labels; InputError if they cannot be loaded."""
+def load_records(name: str) -> list[dict[str, Any]]:
+    """The images of a registered dataset with their labels, in Detectron2's format.
+
+    Raises:
+        InputError: its files cannot be read, or it has no images.
+    """
+    metadata = MetadataCatalog.get(name)
     folder = metadata.get("sem_seg_root")
     source = metadata.get("json_file") or folder or name
     try:

@@ -86,8 +86,10 @@ class PanopticEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
+            ids = ids.cpu().numpy()
+            present = np.unique(ids)
             png = io.BytesIO()
-            Image.fromarray(id2rgb(ids.cpu().numpy())).save(png, format="PNG")
+            Image.fromarray(id2rgb(ids)).save(png, format="PNG")
             annotation = {
                 "image_id": image["image_id"],
                 "file_name": f"{image['image_id']}.png",
@@ -99,6 +101,8 @@ class PanopticEvaluator(DatasetEvaluator):
                         ],
                     }
                     for segment in segments
+                    # PanopticFPN lists stuff that things cover if its STUFF_AREA_LIMIT is 0.
+                    if segment["id"] in present
                 ],
             }
             self._predictions.append({"annotation": annotation, "png": png.getvalue()})

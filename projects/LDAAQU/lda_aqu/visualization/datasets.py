@@ -3,10 +3,9 @@
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 
-from ..engine.checks import check_dataset_name
-from ..errors import InputError
+from ..engine.checks import check_dataset_name, load_records
 
 
 def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]:
@@ -20,14 +19,7 @@ def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]
         InputError: it is not registered, or its files cannot be read.
     """
     check_dataset_name(name, where)
-    try:
-        dataset_dicts = DatasetCatalog.get(name)
-    # What Detectron2's loaders raise for missing files and for labels that do not fit together.
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{where}: cannot load dataset {name!r}: {error}") from error
-    if not dataset_dicts:
-        raise InputError(f"{where}: dataset {name!r} has no images")
-    return dataset_dicts, MetadataCatalog.get(name)
+    return load_records(name), MetadataCatalog.get(name)
 
 
 def class_metadata(cfg: CfgNode) -> Metadata:
