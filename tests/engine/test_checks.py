@@ -83,8 +83,8 @@ def test_annotations_without_masks(own):
 
 
 def test_missing_annotation_file_of_a_built_in_dataset(monkeypatch):
-    cfg = load_config("", ["DATASETS.TEST", "('lvis_v1_val',)"])
-    with pytest.raises(InputError, match=r"dataset lvis_v1_val: annotation file .* does not exist"):
+    cfg = load_config("", ["DATASETS.TEST", "('coco_2014_val',)"])
+    with pytest.raises(InputError, match=r"dataset coco_2014_val: annotation file .* does not exist"):
         check_datasets(cfg, train=False)
 
 
@@ -317,7 +317,7 @@ def test_dataset_without_the_labels_of_the_model(glyphs, own):
 
 
 def test_dataset_that_cannot_evaluate_the_model(glyphs):
-    with pytest.raises(InputError, match=r"\(evaluator_type 'sem_seg'\) has no labels to evaluate"):
+    with pytest.raises(InputError, match=r"\(evaluator_type 'sem_seg'\) cannot evaluate"):
         glyphs[1](*MASK_RCNN, form="stuffonly", train=False)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.label_files import image_size, read_label
 from ..errors import InputError
-from ..evaluation.build import DETECTOR_PREDICTIONS, LABELS, PREDICTIONS
+from ..evaluation.build import evaluated_tasks, predicted_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +85,11 @@ def check_dataset_name(name: str, where: str) -> None:
 
 def _check_dataset(cfg: CfgNode, name: str, *, evaluated: bool) -> None:
     metadata = MetadataCatalog.get(name)
-    architecture, evaluator = cfg.MODEL.META_ARCHITECTURE, metadata.get("evaluator_type")
-    tasks = PREDICTIONS.get(architecture, DETECTOR_PREDICTIONS)
-    if evaluated:
-        labelled = LABELS.get(evaluator, ())
-        tasks = [task for task in tasks if task in labelled]
+    tasks = evaluated_tasks(cfg, name) if evaluated else predicted_tasks(cfg)
     # A panoptic model is trained on instances and semantic labels: its own are for evaluation.
     panoptic = evaluated and "panoptic_seg" in tasks
 
     _check_paths(name, metadata, panoptic=panoptic)
-    if not tasks:
-        raise InputError(
-            f"DATASETS.TEST: {name} (evaluator_type {evaluator!r}) has no labels to evaluate "
-            f"MODEL.META_ARCHITECTURE {architecture} with"
-        )
     records = load_records(name)
     _check_files(name, "image files", [record["file_name"] for record in records])
     if "instances" in tasks:

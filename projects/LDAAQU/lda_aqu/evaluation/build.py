@@ -26,6 +26,35 @@ PREDICTIONS = {
 DETECTOR_PREDICTIONS = ("instances",)
 
 
+def predicted_tasks(cfg: CfgNode) -> tuple[str, ...]:
+    """What a model of ``MODEL.META_ARCHITECTURE`` predicts, the most telling first."""
+    return PREDICTIONS.get(cfg.MODEL.META_ARCHITECTURE, DETECTOR_PREDICTIONS)
+
+
+def evaluated_tasks(cfg: CfgNode, dataset_name: str) -> list[str]:
+    """What the model predicts and the dataset has labels for.
+
+    Raises:
+        InputError: the dataset's ``evaluator_type`` is not one of LABELS, or nothing is left.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind not in LABELS:
+        allowed = ", ".join(map(repr, LABELS))
+        raise InputError(f"dataset {dataset_name}: evaluator_type {kind!r}; allowed are {allowed}")
+    predictions = predicted_tasks(cfg)
+    tasks = [task for task in LABELS[kind] if task in predictions]
+    if kind == "coco_panoptic_seg" and "sem_seg" in tasks and not metadata.get("sem_seg_root"):
+        tasks.remove("sem_seg")
+    if not tasks:
+        raise InputError(
+            f"dataset {dataset_name} (evaluator_type {kind!r}) cannot evaluate "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which predicts "
+            f"{', '.join(predictions)}"
+        )
+    return tasks
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluators of what the dataset has labels for and the model predicts.
 
@@ -40,22 +69,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Raises:
         InputError: the dataset has another type, or none, or no labels for the model's predictions.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
-    if kind not in LABELS:
-        allowed = ", ".join(map(repr, LABELS))
-        raise InputError(f"dataset {dataset_name}: evaluator_type {kind!r}; allowed are {allowed}")
-    predictions = PREDICTIONS.get(cfg.MODEL.META_ARCHITECTURE, DETECTOR_PREDICTIONS)
-    tasks = [task for task in LABELS[kind] if task in predictions]
-    if kind == "coco_panoptic_seg" and "sem_seg" in tasks and not metadata.get("sem_seg_root"):
-        tasks.remove("sem_seg")
-    if not tasks:
-        raise InputError(
-            f"dataset {dataset_name} (evaluator_type {kind!r}) cannot evaluate "
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which predicts "
-            f"{', '.join(predictions)}"
-        )
-    evaluators = [_build_one(cfg, dataset_name, task) for task in tasks]
+    evaluators = [
+        _build_one(cfg, dataset_name, task) for task in evaluated_tasks(cfg, dataset_name)
+    ]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -65,7 +81,7 @@ def primary_metric(cfg: CfgNode) -> str:
     PQ for a ``PanopticFPN``, mIoU for a ``SemanticSegmentor``; else mask AP where the model has
     masks, else box AP. On the first dataset of ``DATASETS.TEST``.
     """
-    task = PREDICTIONS.get(cfg.MODEL.META_ARCHITECTURE, DETECTOR_PREDICTIONS)[0]
+    task = predicted_tasks(cfg)[0]
     metric = {
         "panoptic_seg": "panoptic_seg/PQ",
         "sem_seg": "sem_seg/mIoU",
