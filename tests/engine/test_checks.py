@@ -84,7 +84,9 @@ def test_annotations_without_masks(own):
 
 def test_missing_annotation_file_of_a_built_in_dataset(monkeypatch):
     cfg = load_config("", ["DATASETS.TEST", "('coco_2014_val',)"])
-    with pytest.raises(InputError, match=r"dataset coco_2014_val: annotation file .* does not exist"):
+    with pytest.raises(
+        InputError, match=r"dataset coco_2014_val: annotation file .* does not exist"
+    ):
         check_datasets(cfg, train=False)
 
 

@@ -2,9 +2,9 @@
 
 Each picture shows 3 to 8 characters (the things) over two to four textured regions (the stuff).
 What makes it a test of upsampling is its fine structure: thin strokes, outlines, counters, wavy
-region borders, and glyphs that partly hide others. Glyphs are vivid and regions muted, so that a
-few minutes of training suffice to part the two; which glyph and which texture it is, shape and
-pattern alone can tell. Every label is exact, being drawn together with the picture.
+region borders, and glyphs that partly hide others. So that a few minutes of training suffice,
+glyphs are vivid and textures muted, each texture with a tint that it tends to; which glyph it is,
+its shape alone can tell. Every label is exact, being drawn together with the picture.
 
 Layout under the data set's root, with ``{split}`` one of ``train`` and ``val``::
 
@@ -88,10 +88,10 @@ _FONTS = (
 _MIN_SIZE = 64  # pixels, of `size`
 _MAX_SIZE = 1024
 _SUPERSAMPLING = 4  # glyphs are drawn this much larger, then averaged down
-_MIN_GLYPH_HEIGHT = 16  # pixels
-_MAX_GLYPH_HEIGHT = 0.5  # share of `size`
+_MIN_GLYPH_HEIGHT = 18  # pixels
+_MAX_GLYPH_HEIGHT = 0.42  # share of `size`
 _MIN_OUTLINE_HEIGHT = 26  # pixels; the counters of smaller outlines fill up
-_MIN_VISIBLE_SHARE = 0.6  # of a glyph's own pixels
+_MIN_VISIBLE_SHARE = 0.7  # of a glyph's own pixels
 _PLACEMENTS = 40  # tries at placing glyphs in one scene
 _MIN_REGION_SHARE = 0.08  # of the picture
 _SEGMENT_IDS_PER_IMAGE = 16  # at most 8 glyphs and 4 regions
@@ -134,6 +134,15 @@ _PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+# What a texture's colour tends to, in RGB, relative to grey.
+_TINTS = {
+    "stripes": (-15, -5, 20),
+    "checker": (20, 5, -25),
+    "dots": (-15, 20, -5),
+    "speckle": (15, -20, 5),
+}
+
+
 def _draw_texture(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
     """The texture `name`, turned and scaled at random, in muted colours: (H, W, 3) float."""
     period = rng.uniform(7, 15)  # pixels
@@ -144,7 +153,7 @@ def _draw_texture(rng: np.random.Generator, name: str, height: int, width: int) 
         angle = rng.uniform(0, 2 * np.pi)
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         value = _PATTERNS[name](u, v)
-    color = rng.uniform(80, 175) + rng.normal(0, 10, 3)
+    color = rng.uniform(80, 175) + rng.normal(_TINTS[name], 8)
     contrast = rng.uniform(15, 45) + rng.normal(0, 5, 3)
     return color + np.clip(1.5 * value, -1, 1)[..., None] * contrast
 
@@ -207,7 +216,7 @@ def _draw_character(rng: np.random.Generator, character: str, height: float) -> 
     ImageDraw.Draw(drawing).text(
         (-left, -top), character, fill, font, stroke_width=stroke, stroke_fill=255
     )
-    turned = drawing.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR, expand=True)
+    turned = drawing.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR, expand=True)
     stretch = rng.uniform(0.85, 1.15)
     size = (turned.width * stretch / _SUPERSAMPLING, turned.height / _SUPERSAMPLING)
     return turned.resize((max(1, round(size[0])), max(1, round(size[1]))), Image.Resampling.BOX)
