@@ -59,6 +59,15 @@ def test_another_architecture(saved, complete):
         Checkpointer(Model(), complete=complete).load(saved(Model(channels=16)))
 
 
+def test_another_architecture_of_a_backbone_without_a_pyramid(saved):
+    def plain(channels: int) -> nn.Module:
+        return nn.ModuleDict({"backbone": nn.Conv2d(3, channels, 1), "head": nn.Linear(2, 2)})
+
+    with pytest.raises(InputError, match=r"another architecture.*first is backbone\.bias"):
+        Checkpointer(plain(8)).load(saved(plain(16)))
+    Checkpointer(plain(8)).load(saved(plain(8), drop="head"))
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 truncated"])
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
 def test_files_that_are_no_checkpoints(tmp_path, content, suffix):

@@ -24,7 +24,8 @@ class Checkpointer(DetectionCheckpointer):
         model: the model to load into or to save.
         save_dir: folder of the checkpoints.
         complete: every other parameter must be in the file, as for an evaluation. Otherwise those
-            of the backbone's bottom-up network must be, so that ImageNet weights load.
+            of the backbone (of its bottom-up network, where it has one) must be, so that ImageNet
+            weights load.
         checkpointables: as in :class:`DetectionCheckpointer`.
     """
 
@@ -71,7 +72,9 @@ class Checkpointer(DetectionCheckpointer):
         if self._complete:
             required = {name for name, _ in self.model.named_parameters()} - upsamplers
         else:
-            required = {n for n, _ in self.model.named_parameters() if ".bottom_up." in n}
+            backbone = self.model.backbone
+            bottom_up = {id(p) for p in getattr(backbone, "bottom_up", backbone).parameters()}
+            required = {n for n, p in self.model.named_parameters() if id(p) in bottom_up}
         lacking = sorted(required & absent)
         if lacking:
             first = lacking[0]
