@@ -1,9 +1,11 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
@@ -81,7 +83,7 @@ def tiny_coco(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(tiny_coco, tmp_path) -> Path:
+def tiny_config(tiny_coco, tmp_path) -> Iterator[Path]:
     """A config file that trains a small Mask R-CNN on :func:`tiny_coco`, from YAML alone."""
     path = tmp_path / "tiny.yaml"
     path.write_text(f"""
@@ -111,4 +113,6 @@ SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 4, WARMUP_ITERS: 2, BASE_LR: 0.01, CHECKPO
 DATALOADER: {{NUM_WORKERS: 0}}
 OUTPUT_DIR: "{tmp_path}/output"
 """)
-    return path
+    yield path
+    for catalog in (DatasetCatalog, MetadataCatalog):  # loading the config registers it
+        catalog.pop("tiny", None)

@@ -242,7 +242,7 @@ def test_glyphs_are_few_visible_and_of_many_sizes(root):
         assert number.min() >= 3
         assert number.max() <= 8
     assert min(heights) >= 8
-    assert np.percentile(heights, 97) / np.percentile(heights, 3) > 3.5
+    assert np.percentile(heights, 97) / np.percentile(heights, 3) > 2.5
 
 
 def test_what_crowding_leaves_of_a_glyph_is_still_to_be_seen():
