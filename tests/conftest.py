@@ -91,7 +91,6 @@ _BASE_: "{ROOT}/configs/Small/Base-RCNN-R18-FPN.yaml"
 MODEL:
   DEVICE: "cpu"
   MASK_ON: True
-  RESNETS: {{RES2_OUT_CHANNELS: 64}}
   FPN: {{OUT_CHANNELS: 16}}
   ANCHOR_GENERATOR:
     SIZES: [[8], [16], [32], [64], [128]]
