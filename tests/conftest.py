@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from paths import ROOT, SHARED
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
-
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,12 @@
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import pytest
 import torch
-from conftest import ROOT
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from lda_aqu.engine import Trainer, load_config
 from lda_aqu.upsamplers import Upsampler
+from paths import ROOT
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT))

@@ -2,9 +2,9 @@
 
 import re
 
-from conftest import ROOT
 from detectron2.config import CfgNode, get_cfg
 from lda_aqu import UPSAMPLER_REGISTRY, add_lda_aqu_config
+from paths import ROOT
 
 
 def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from paths import ROOT
 
 
 def command(config, *args: object) -> list[str]:
