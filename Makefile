@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+KERNELS := projects/LDAAQU/lda_aqu/ops/csrc
 
 DEMO_CONFIG := configs/Small/panoptic_fpn_R_18_glyphs_lda_aqu.yaml
 DEMO_DATASET := glyphs_panoptic_val
@@ -22,7 +23,7 @@ help: ## list the targets
 
 install: $(INSTALLED) ## create .venv and install everything into it
 
-$(INSTALLED): Makefile setup.py pyproject.toml $(wildcard requirements/*.txt)
+$(INSTALLED): Makefile setup.py pyproject.toml $(wildcard requirements/*.txt $(KERNELS)/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 		     "Name another with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }

@@ -2,9 +2,20 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from lda_aqu.ops import local_deformable_attention
+from lda_aqu.ops import BACKENDS
+from lda_aqu.ops import local_deformable_attention as attend
 
 OP = torch.ops.lda_aqu.local_deformable_attention.default
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """Each backend that can run on the CPU."""
+    reason = BACKENDS[request.param].unavailable(CPU)
+    if reason:
+        pytest.skip(reason)
+    return request.param
 
 
 def sample_inputs(seed: int, dtype=torch.float64, requires_grad: bool = False) -> tuple:
@@ -38,32 +49,46 @@ def arrays(inputs: tuple) -> list:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_matches_the_loops(seed):
+def test_matches_the_loops(seed, backend):
     inputs = sample_inputs(seed)
     expected = torch.from_numpy(oracle.attention(*arrays(inputs)))
-    torch.testing.assert_close(
-        local_deformable_attention(*inputs), expected, rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(attend(*inputs, backend), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_gradients(seed):
+def test_gradients(seed, backend):
     """Along random directions; the whole Jacobian of the module is in its own test."""
     inputs = sample_inputs(seed, requires_grad=True)
-    assert torch.autograd.gradcheck(local_deformable_attention, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(attend, (*inputs, backend), fast_mode=True)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_opcheck(seed):
+def test_opcheck(seed, backend):
     inputs = sample_inputs(seed, torch.float32, requires_grad=True)
-    torch.library.opcheck(OP, inputs)
+    torch.library.opcheck(OP, (*inputs, backend))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "expanded", "transposed"])
+def test_results_lie_in_memory_as_the_inputs(layout, backend):
+    """Fake kernels promise strides, and a compiled graph relies on them."""
+    query, key, value, offsets, bias, heads = sample_inputs(9, torch.float32)
+    value = {
+        "channels_last": value.to(memory_format=torch.channels_last),
+        "expanded": value[:, :, :, :1].expand(value.shape),
+        "transposed": value.mT.contiguous().mT,
+    }[layout].requires_grad_()
+    torch.library.opcheck(OP, (query, key, value, offsets, bias, heads, backend))
+    expected = attend(query, key, value.detach().contiguous(), offsets, bias, heads, backend)
+    torch.testing.assert_close(
+        attend(query, key, value, offsets, bias, heads, backend), expected, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
+def test_half_precision_is_computed_in_float32(dtype, backend):
     inputs = sample_inputs(3, dtype)
     expected = torch.from_numpy(oracle.attention(*arrays(inputs)))
-    output = local_deformable_attention(*inputs)
+    output = attend(*inputs, backend)
     assert output.dtype == dtype
     # No more than the rounding of the output itself.
     torch.testing.assert_close(
@@ -71,24 +96,67 @@ def test_half_precision_is_computed_in_float32(dtype):
     )
 
 
-def test_positions_far_outside_read_zero():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_precision(dtype, backend):
+    inputs = sample_inputs(3, dtype, requires_grad=True)
+    wide = [i.detach().double().requires_grad_() if torch.is_tensor(i) else i for i in inputs]
+    grad = torch.randn_like(attend(*inputs, backend))
+    attend(*inputs, backend).backward(grad)
+    attend(*wide, "plain").backward(grad.double())
+    for narrow, exact in zip(inputs[:4], wide[:4], strict=True):
+        assert narrow.grad.dtype == dtype
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(narrow.grad.double(), exact.grad, rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize("far", [40.0, 1e6, 1e30])
+def test_positions_far_outside_read_zero(far, backend):
     query, key, value, offsets, bias, heads = sample_inputs(1)
-    output = local_deformable_attention(query, key, value, offsets + 1e6, bias, heads)
-    assert output.eq(0).all()
+    value.requires_grad_()
+    for sign in (-1, 1):
+        output = attend(query, key, value, offsets + sign * far, bias, heads, backend)
+        assert output.eq(0).all()
+        (grad,) = torch.autograd.grad(output.sum(), value)
+        assert grad.eq(0).all()
 
 
-def test_nan_in_one_pixel_stays_where_it_is_read():
+def test_nan_in_one_pixel_stays_where_it_is_read(backend):
     query, key, value = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
     value[0, 0, 0, 0] = torch.nan
-    output = local_deformable_attention(query, key, value, torch.zeros(1, 1, 9, 2, 8, 8), None, 1)
+    output = attend(query, key, value, torch.zeros(1, 1, 9, 2, 8, 8), None, 1, backend)
     assert output[0, 0, 0, 0].isnan()
     assert output[0, 0, 3:, 3:].isfinite().all() and output[0, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", range(5))
+def test_what_is_not_finite_propagates_and_crashes_nothing(which, bad, backend):
+    """Wherever it is: the pixel that sees it is not finite, one that does not is as before."""
+    torch.manual_seed(0)
+    inputs = [
+        torch.randn(1, 4, 12, 12),
+        torch.randn(1, 4, 6, 6),
+        torch.randn(1, 4, 6, 6),
+        torch.randn(1, 2, 9, 2, 12, 12),
+        torch.randn(1, 9, 4),
+    ]
+    clean = attend(*inputs, 1, backend)
+    inputs[which].view(-1)[0] = bad
+    inputs = [i.requires_grad_() for i in inputs]
+    output = attend(*inputs, 1, backend)
+    output.sum().backward()
+    if which < 3:
+        assert not output[0, :, 0, 0].isfinite().all()
+        torch.testing.assert_close(output[0, :, 8:, 8:], clean[0, :, 8:, 8:])
+        assert inputs[which].grad[0, :, 4:, 4:].isfinite().all()
+    elif which == 3 and bad == bad:  # an infinitely far point reads zero, or is not a number
+        torch.testing.assert_close(output[0, :, 1:, 1:], clean[0, :, 1:, 1:])
+
+
 def test_compiles_in_one_graph():
     inputs = sample_inputs(5, torch.float32)
-    compiled = torch.compile(local_deformable_attention, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), local_deformable_attention(*inputs))
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), attend(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -113,4 +181,29 @@ def test_shapes_that_do_not_fit_raise(change, message):
         "num_heads": 1,
     }
     with pytest.raises(RuntimeError, match=message):
-        local_deformable_attention(**{**inputs, **change})
+        attend(**{**inputs, **change})
+
+
+def test_saves_its_inputs_alone(backend):
+    """The k² samples are in memory in neither direction: what backward holds are the inputs."""
+    inputs = sample_inputs(6, torch.float32, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()), id):
+        attend(*inputs, backend)
+    assert set(saved) <= {i.data_ptr() for i in inputs if torch.is_tensor(i)}
+
+
+def test_exports_as_one_operator():
+    class Module(torch.nn.Module):
+        def forward(self, *inputs):
+            return attend(*inputs, None, 1)
+
+    inputs = (
+        torch.randn(1, 4, 8, 8),
+        torch.randn(1, 4, 4, 4),
+        torch.randn(1, 4, 4, 4),
+        torch.randn(1, 2, 9, 2, 8, 8),
+    )
+    program = torch.export.export(Module(), inputs)
+    assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [OP]
+    torch.testing.assert_close(program.module()(*inputs), Module()(*inputs))

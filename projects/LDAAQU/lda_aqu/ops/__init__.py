@@ -1,5 +1,6 @@
 """The operator: what it computes, and how. Knows nothing of modules, networks or Detectron2."""
 
+from .backends import BACKEND_CHOICES, BACKENDS, check_backend
 from .local_deformable_attention import local_deformable_attention
 
-__all__ = ["local_deformable_attention"]
+__all__ = ["BACKENDS", "BACKEND_CHOICES", "check_backend", "local_deformable_attention"]

@@ -1,6 +1,6 @@
 """Local deformable attention as one PyTorch operator: its schema, its gradient, its shapes.
 
-The computation itself is in :mod:`lda_aqu.ops.plain`.
+The computation itself is that of one of the :mod:`lda_aqu.ops.backends`.
 """
 
 import math
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from . import plain
+from .backends import check_backend, choose_backend
+from .memory_format import memory_format_of
 
 
 def local_deformable_attention(
@@ -18,6 +20,7 @@ def local_deformable_attention(
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
+    backend: str = "auto",
 ) -> Tensor:
     """Let every output pixel attend to k x k deformed positions of the input (LDA-AQU).
 
@@ -27,9 +30,10 @@ def local_deformable_attention(
     read bilinearly and are zero outside the map. The output is the sum of the values, weighted by
     the softmax over n of (d / heads)^-0.5 * query . (key_n + position_bias_n).
 
-    Coordinates, softmax and sums are in float32, or in float64 if any input is. Memory beyond the
-    output does not grow with k² but for the k² attention maps; the backward pass keeps the inputs
-    alone and computes the rest anew. Not differentiable twice.
+    Coordinates, softmax and sums are in float32, or in float64 if any input is. The k² samples are
+    not stored; the backward pass keeps the inputs alone and computes the rest anew. Not
+    differentiable twice. While a model is traced or exported to ONNX, the standard operators of the
+    plain backend take the operator's place.
 
     Args:
         query: (N, d, H', W'), floating point. d is a multiple of ``num_heads`` and of g.
@@ -38,14 +42,21 @@ def local_deformable_attention(
         offsets: (N, g, k², 2, H', W'), (dy, dx) in output pixels; points in row-major order.
         position_bias: (heads, k², d / heads), or None for none.
         num_heads: number of attention heads, contiguous slices of the channels.
+        backend: a name in :data:`lda_aqu.ops.BACKENDS`, or "auto" for the best that can run.
 
     Returns:
-        (N, C, H', W') with the dtype of ``value``.
+        (N, C, H', W') with the dtype and the memory format of ``value``.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not fit one another.
+        InputError: unknown backend.
+        RuntimeError: shapes, dtypes or devices do not fit one another, or the backend that was
+            asked for cannot run.
     """
-    return _forward(query, key, value, offsets, position_bias, num_heads)
+    check_backend(backend)
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        _check(query, key, value, offsets, position_bias, num_heads)
+        return plain.forward(query, key, value, offsets, position_bias, num_heads)
+    return _forward(query, key, value, offsets, position_bias, num_heads, backend)
 
 
 def _check(
@@ -113,9 +124,12 @@ def _forward(
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
+    backend: str,
 ) -> Tensor:
     _check(query, key, value, offsets, position_bias, num_heads)
-    return plain.forward(query, key, value, offsets, position_bias, num_heads)
+    compute = choose_backend(backend, value.device).module.forward
+    output = compute(query, key, value, offsets, position_bias, num_heads)
+    return output.contiguous(memory_format=memory_format_of(value))
 
 
 @_forward.register_fake
@@ -126,9 +140,15 @@ def _(
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
+    backend: str,
 ) -> Tensor:
     _check(query, key, value, offsets, position_bias, num_heads)
-    return value.new_empty((*value.shape[:2], *query.shape[2:]))
+    return torch.empty(
+        (*value.shape[:2], *query.shape[2:]),
+        dtype=value.dtype,
+        device=value.device,
+        memory_format=memory_format_of(value),
+    )
 
 
 @torch.library.custom_op("lda_aqu::local_deformable_attention_backward", mutates_args=())
@@ -140,8 +160,20 @@ def _backward(
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return plain.backward(grad_output, query, key, value, offsets, position_bias, num_heads)
+    compute = choose_backend(backend, value.device).module.backward
+    *grads, grad_bias = compute(grad_output, query, key, value, offsets, position_bias, num_heads)
+    inputs = (query, key, value, offsets)
+    return (*(_laid_out_as(g, t) for g, t in zip(grads, inputs, strict=True)), grad_bias)
+
+
+def _laid_out_as(grad: Tensor, tensor: Tensor) -> Tensor:
+    """``grad`` with the strides that ``torch.empty_like(tensor)`` has."""
+    target = torch.empty_like(tensor, device="meta")
+    if grad.stride() == target.stride():
+        return grad
+    return torch.empty_like(tensor).copy_(grad)
 
 
 @_backward.register_fake
@@ -153,25 +185,24 @@ def _(
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_bias = query.new_empty(0) if position_bias is None else torch.empty_like(position_bias)
-    return (
-        *(
-            torch.empty(t.shape, dtype=t.dtype, device=t.device)
-            for t in (query, key, value, offsets)
-        ),
-        grad_bias,
+    grad_bias = (
+        query.new_empty(0)
+        if position_bias is None
+        else torch.empty_like(position_bias, memory_format=torch.contiguous_format)
     )
+    return (*map(torch.empty_like, (query, key, value, offsets)), grad_bias)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.num_heads = inputs
+    *tensors, ctx.num_heads, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    *grads, grad_bias = _backward(grad_output, *ctx.saved_tensors, ctx.num_heads)
-    return (*grads, None if ctx.saved_tensors[-1] is None else grad_bias, None)
+    *grads, grad_bias = _backward(grad_output, *ctx.saved_tensors, ctx.num_heads, ctx.backend)
+    return (*grads, None if ctx.saved_tensors[-1] is None else grad_bias, None, None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -29,7 +29,7 @@ def forward(
         output = sampler.split_heads(sampler.value.new_zeros((*value.shape[:2], *query.shape[2:])))
         for n in range(sampler.num_points):
             sampled = sampler.split_heads(sampler.sample(sampler.value, n))
-            output.addcmul_(sampled, attention[:, :, n, None])
+            output = torch.addcmul(output, sampled, attention[:, :, n, None])
     return output.flatten(1, 2).to(value.dtype)
 
 
@@ -155,11 +155,13 @@ class _Sampler:
     def attention(self) -> Tensor:
         """Softmax over the points: (N, h, K, Y, X)."""
         q = self.split_heads(self.query)
-        n, h, _, y, x = q.shape
-        logits = self.query.new_empty((n, h, self.num_points, y, x))
-        for point in range(self.num_points):
-            sampled = self.split_heads(self.sample(self.key, point))
-            torch.sum(q * sampled, dim=2, out=logits[:, :, point])
+        logits = torch.stack(
+            [
+                (q * self.split_heads(self.sample(self.key, n))).sum(dim=2)
+                for n in range(self.num_points)
+            ],
+            dim=2,
+        )
         if self.bias is not None:
-            logits += torch.einsum("nhdyx,hkd->nhkyx", q, self.bias)
-        return logits.mul_(self.scale).softmax(dim=2)
+            logits = logits + torch.einsum("nhdyx,hkd->nhkyx", q, self.bias)
+        return (logits * self.scale).softmax(dim=2)

@@ -47,7 +47,10 @@ class Upsampler(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         if output_size is None:
-            height, width = (int(size * self.scale_factor) for size in x.shape[2:])
+            # A whole factor as such: a size may be symbolic, while a model is exported.
+            factor = self.scale_factor
+            factor = int(factor) if float(factor).is_integer() else factor
+            height, width = (int(size * factor) for size in x.shape[2:])
         else:
             height, width = output_size
         if height < 1 or width < 1:

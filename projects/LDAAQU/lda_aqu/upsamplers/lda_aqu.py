@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..ops import local_deformable_attention
+from ..ops import check_backend, local_deformable_attention
 from .base import Upsampler
 from .registry import UPSAMPLER_REGISTRY
 
@@ -33,9 +33,10 @@ class LDAAQU(Upsampler):
         offset_kernel_size: k_e, odd; kernel of the convolution that predicts the offsets.
         offset_range: theta, the largest offset, in output pixels.
         position_bias: whether the keys have a learned bias for each point.
+        backend: what computes the attention: see :func:`lda_aqu.ops.local_deformable_attention`.
 
     Raises:
-        InputError: values that do not fit one another.
+        InputError: values that do not fit one another, or an unknown backend.
     """
 
     config_node = "LDA_AQU"
@@ -51,8 +52,10 @@ class LDAAQU(Upsampler):
         offset_kernel_size: int = 3,
         offset_range: float = 11.0,
         position_bias: bool = True,
+        backend: str = "auto",
     ) -> None:
         super().__init__(in_channels, scale_factor)
+        check_backend(backend)
         depth = _divide("in_channels", in_channels, "reduction", reduction)
         _divide(
             f"in_channels / reduction = {in_channels} / {reduction}", depth, "num_heads", num_heads
@@ -75,6 +78,7 @@ class LDAAQU(Upsampler):
         self.num_groups = num_groups
         self.num_points = kernel_size**2
         self.offset_range = offset_range
+        self.backend = backend
 
         self.layer_norm = ChannelLayerNorm(in_channels)
         self.proj_q = nn.Conv2d(in_channels, depth, 1, bias=False)
@@ -122,13 +126,27 @@ class LDAAQU(Upsampler):
             self._offsets(query),
             None if bias is None else bias[0, :, 0],
             self.num_heads,
+            self.backend,
         )
 
     def _offsets(self, query: Tensor) -> Tensor:
         """(N, d, H', W') to (N, g, k_u², 2, H', W'), (dy, dx) in output pixels."""
-        n, depth, height, width = query.shape
-        grouped = query.reshape(n * self.num_groups, depth // self.num_groups, height, width)
-        offsets = self.conv_offset(grouped)
+        n, _, height, width = query.shape
+        depthwise, norm, activation, convolution = self.conv_offset
+        groups = self.num_groups
+        # The network that the groups share, applied to all of them side by side: channels-last, as
+        # the projections leave the query, nothing has to be moved.
+        hidden = F.conv2d(
+            query, depthwise.weight.repeat(groups, 1, 1, 1), padding=1, groups=query.shape[1]
+        )
+        hidden = activation(norm(hidden, groups))
+        offsets = F.conv2d(
+            hidden,
+            convolution.weight.repeat(groups, 1, 1, 1),
+            convolution.bias.repeat(groups),
+            padding=convolution.padding,
+            groups=groups,
+        )
         if offsets.dtype in (torch.float16, torch.bfloat16):
             offsets = offsets.float()  # half precision has no room for fractions of a pixel
         offsets = self.offset_range * torch.tanh(offsets)
@@ -142,9 +160,10 @@ class ChannelLayerNorm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(num_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W) over C."""
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, num_groups: int = 1) -> Tensor:
+        """Normalise (N, num_groups * num_channels, H, W) over the channels of each group."""
+        grouped = x.permute(0, 2, 3, 1).unflatten(-1, (num_groups, x.shape[1] // num_groups))
+        return self.norm(grouped).flatten(-2).permute(0, 3, 1, 2)
 
 
 def _divide(name: str, value: int, divisor_name: str, divisor: int) -> int:
