@@ -60,12 +60,14 @@ def _kernel_logits(x: Tensor, output_size: tuple[int, int]) -> Tensor:
 def _draw_attention(axes: Axes, x: Tensor, positions: Tensor, weights: Tensor) -> None:
     """Draw the points of ``OUTPUT_PIXELS`` over the input, the area of each dot its weight."""
     _show(axes, x)
-    axes.set_xticks(torch.arange(-0.5, INPUT_SIZE), minor=True)
-    axes.set_yticks(torch.arange(-0.5, INPUT_SIZE), minor=True)
+    ticks = [pixel - 0.5 for pixel in range(INPUT_SIZE + 1)]
+    axes.set_xticks(ticks, minor=True)
+    axes.set_yticks(ticks, minor=True)
     axes.grid(which="minor", color="0.5", linewidth=0.5)
     for (i, j), color in OUTPUT_PIXELS.items():
         y, x = ((index + 0.5) / SCALE - 0.5 for index in (i, j))
-        for (row, column), weight in zip(positions[..., i, j], weights[0, :, i, j], strict=True):
+        points, shares = positions[..., i, j].tolist(), weights[0, :, i, j].tolist()
+        for (row, column), weight in zip(points, shares, strict=True):
             if weight > 0.005:
                 axes.plot([x, column], [y, row], color=color, linewidth=0.8)
                 axes.scatter(column, row, LARGEST_DOT * weight, color=color, edgecolors="black")
@@ -73,6 +75,6 @@ def _draw_attention(axes: Axes, x: Tensor, positions: Tensor, weights: Tensor) -
 
 
 def _show(axes: Axes, x: Tensor) -> None:
-    axes.imshow(x[0, 0], cmap="gray", vmin=0, vmax=1)
+    axes.imshow(x[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
