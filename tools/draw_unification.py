@@ -4,9 +4,12 @@
 import argparse
 from pathlib import Path
 
+from lda_aqu.errors import exit_on_input_error
+from lda_aqu.visualization import prepare_folder
 from lda_aqu.visualization.unification import draw_unification
 
 
+@exit_on_input_error
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -14,6 +17,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default="docs/unification.png", help="the picture")
     output = parser.parse_args().output
+    prepare_folder(output.parent)
     draw_unification().savefig(output, dpi=100)
     print(f"Figure in {output}")
 

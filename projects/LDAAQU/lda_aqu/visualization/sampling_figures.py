@@ -31,7 +31,7 @@ def draw_points(recording: Recording, pixels: Sequence[tuple[int, int]]) -> Figu
     The first column is the image with what the others show of it; they are the output pixel
     (red), the regular window it starts from (crosses), and the points its offsets lead to, in
     the colour of their weight and marked by group. A group's weights are the mean over the
-    attention heads of its channels.
+    attention heads of its channels. What lies outside the image is grey.
 
     Args:
         recording: with at least one upsampler that chooses points.
@@ -67,7 +67,7 @@ def draw_points(recording: Recording, pixels: Sequence[tuple[int, int]]) -> Figu
         for group in range(groups)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    figure.colorbar(colors, ax=axes, label="attention weight", shrink=0.6)
+    figure.colorbar(colors, ax=axes, label="attention weight", shrink=min(0.8, 2 / len(runs)))
     return figure
 
 
