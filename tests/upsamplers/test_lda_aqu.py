@@ -1,6 +1,8 @@
+import math
 import subprocess
 import sys
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -267,3 +269,31 @@ def test_offsets_learn_to_reach_beyond_the_window():
         loss.backward()
         optimizer.step()
     assert loss < 0.15 * (x - target)[..., 5:-5].pow(2).mean()
+
+
+@pytest.mark.parametrize(
+    "options, output_size",
+    [({}, None), ({"num_heads": 2, "num_groups": 1}, (7, 5)), ({"kernel_size": 1}, (1, 9))],
+)
+def test_sampling_says_what_the_module_reads(options, output_size):
+    module = randomized(in_channels=16, **options).double()
+    x = torch.randn(2, 16, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        y = module(x, output_size)
+        offsets, positions, weights = module.sampling(x, output_size)
+    groups, points = offsets.shape[1:3]
+    heads, p = weights.shape[1], math.isqrt(points) // 2
+    expected = torch.zeros_like(y)
+    for n, i, j, k in np.ndindex(2, *y.shape[2:], points):
+        regular = i + k // (2 * p + 1) - p, j + k % (2 * p + 1) - p
+        read = []
+        for group, values in enumerate(x[n].chunk(groups)):
+            where = positions[n, group, k, :, i, j].tolist()
+            for axis in (0, 1):
+                moved = regular[axis] + offsets[n, group, k, axis, i, j].item()
+                scale = oracle.scale(x.shape[2 + axis], y.shape[2 + axis])
+                assert where[axis] == pytest.approx(moved * scale, abs=1e-9)
+            read.append(torch.from_numpy(oracle.bilinear_at(values.numpy(), *where)))
+        weight = weights[n, :, k, i, j].repeat_interleave(16 // heads)
+        expected[n, :, i, j] += weight * torch.cat(read)
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-11)

@@ -1,31 +1,16 @@
 import json
-import logging
-import runpy
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).parents[2] / "tools" / "visualize_predictions.py"
-
 
 @pytest.fixture
-def run(monkeypatch):
+def run(run_tool):
     """Run the tool as a command; return its exit status."""
-    # The tool sets up logging for a process of its own.
-    logger = logging.getLogger("lda_aqu")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", logger.propagate)
-
-    def run(*args: object) -> int:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-        with pytest.raises(SystemExit) as exit_info:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return exit_info.value.code
-
-    return run
+    return partial(run_tool, "visualize_predictions.py")
 
 
 def width(file: Path) -> int:

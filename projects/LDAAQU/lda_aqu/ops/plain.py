@@ -33,6 +33,19 @@ def forward(
     return output.flatten(1, 2).to(value.dtype)
 
 
+def sampling(
+    query: Tensor, key: Tensor, offsets: Tensor, position_bias: Tensor | None, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Where the operator reads for its inputs, and how it weighs what it reads.
+
+    Returns:
+        Positions (N, g, K, 2, Y, X), (y, x) in input pixels, and weights (N, h, K, Y, X).
+    """
+    with torch.autocast(key.device.type, enabled=False):
+        sampler = _Sampler(query, key, key, offsets, position_bias, num_heads)
+        return sampler.positions(), sampler.attention()
+
+
 def backward(
     grad_output: Tensor,
     query: Tensor,
@@ -133,6 +146,13 @@ class _Sampler:
         y = (dy + (self.rows + a)) * self.to_grid[0] - 1
         x = (dx + (self.columns + b)) * self.to_grid[1] - 1
         return torch.stack((x, y), dim=-1)
+
+    def positions(self) -> Tensor:
+        """Where all points are read: (N, g, K, 2, Y, X), (y, x) in input pixels."""
+        grids = torch.stack([self._grid(n) for n in range(self.num_points)], dim=1)
+        extent = torch.tensor(self.key.shape[2:]).to(grids) - 1
+        positions = (grids.flip(-1) + 1) * extent / 2
+        return positions.permute(0, 1, 4, 2, 3).unflatten(0, (-1, self.num_groups))
 
     def sample(self, source: Tensor, n: int) -> Tensor:
         """Read point n of ``source``, (N * g, C / g, H, W): (N, C, Y, X)."""

@@ -1,15 +1,27 @@
 """LDA-AQU: adaptive query-guided upsampling via local deformable attention."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..ops import check_backend, local_deformable_attention
+from ..ops import check_backend, local_deformable_attention, plain
 from .base import Upsampler
 from .registry import UPSAMPLER_REGISTRY
+
+
+class Sampling(NamedTuple):
+    """Where an :class:`LDAAQU` reads for each output pixel, and how it weighs what it reads."""
+
+    offsets: Tensor
+    """(N, g, k_u², 2, H', W'), (dy, dx) in output pixels."""
+    positions: Tensor
+    """(N, g, k_u², 2, H', W'), (y, x) in input pixels, where the offsets lead."""
+    weights: Tensor
+    """(N, heads, k_u², H', W'), of sum 1 over the points."""
 
 
 @UPSAMPLER_REGISTRY.register()
@@ -115,18 +127,29 @@ class LDAAQU(Upsampler):
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) to (N, C, H', W')."""
+        query, key, offsets, bias = self._attention_inputs(x, output_size)
+        return local_deformable_attention(
+            query, key, x, offsets, bias, self.num_heads, self.backend
+        )
+
+    def sampling(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Sampling:
+        """The positions and weights with which :meth:`forward` upsamples (N, C, H, W)."""
+        query, key, offsets, bias = self._attention_inputs(x, output_size)
+        return Sampling(offsets, *plain.sampling(query, key, offsets, bias, self.num_heads))
+
+    def _attention_inputs(
+        self, x: Tensor, output_size: tuple[int, int] | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key, offsets and position bias, as the operator takes them."""
         size = self.target_size(x, output_size)
         normalized = self.layer_norm(x)
         query = F.interpolate(self.proj_q(normalized), size, mode="bilinear", align_corners=True)
         bias = self.relative_position_bias_table
-        return local_deformable_attention(
+        return (
             query,
             self.proj_k(normalized),
-            x,
             self._offsets(query),
             None if bias is None else bias[0, :, 0],
-            self.num_heads,
-            self.backend,
         )
 
     def _offsets(self, query: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from .predictions import draw_ground_truth, draw_predictions, prediction_kind
 logger = logging.getLogger(__name__)
 
 
-def prepare_output(output: Path, files: Sequence[str]) -> None:
-    """Make the folder for the pictures of image files.
+def prepare_folder(output: Path) -> None:
+    """Make a folder for pictures.
 
     Raises:
-        InputError: it cannot be made or written to, or a picture would replace one of the images.
+        InputError: it cannot be made or written to.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,15 @@ def prepare_output(output: Path, files: Sequence[str]) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write to output folder {output}: {error.strerror}") from error
+
+
+def prepare_output(output: Path, files: Sequence[str]) -> None:
+    """Make the folder for the pictures of image files.
+
+    Raises:
+        InputError: it cannot be made or written to, or a picture would replace one of the images.
+    """
+    prepare_folder(output)
     pictures = {os.path.abspath(output / name) for name in picture_names(files)}
     replaced = pictures.intersection(map(os.path.abspath, files))
     if replaced:

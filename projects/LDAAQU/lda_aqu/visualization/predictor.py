@@ -7,10 +7,25 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
+from torch import nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..engine import Checkpointer, check_weights
 from ..errors import InputError
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """Build a config's model, in evaluation mode, with its ``MODEL.WEIGHTS``.
+
+    Raises:
+        InputError: there are no weights, or they cannot be loaded or do not fit.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("MODEL.WEIGHTS is empty: name the weights of a trained model")
+    check_weights(cfg)
+    model = build_model(cfg).eval()
+    Checkpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -24,13 +39,9 @@ def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
         output) to the model's output for that image.
 
     Raises:
-        InputError: there are no weights, or they cannot be loaded or do not fit.
+        InputError: see :func:`load_model`.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS is empty: name the weights of a trained model")
-    check_weights(cfg)
-    model = build_model(cfg).eval()
-    Checkpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    model = load_model(cfg)
     mapper = DatasetMapper(cfg, is_train=False)
 
     @torch.no_grad()
