@@ -33,6 +33,20 @@ def shared_data():
     return path
 
 
+@pytest.fixture
+def few_coco_images(shared_data, tmp_path, monkeypatch) -> None:
+    """Make four real images the whole of coco_2017_val."""
+    real, part = shared_data / "coco", tmp_path / "coco"
+    (part / "annotations").mkdir(parents=True)
+    (part / "val2017").symlink_to(real / "val2017")
+    content = json.loads((real / "annotations" / "instances_val2017.json").read_text())
+    content["images"] = content["images"][:4]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (part / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+
+
 @pytest.fixture(scope="session")
 def tiny_coco(tmp_path_factory) -> Path:
     """A dataset in COCO format: 6 images of 96 x 64 with rectangles and discs as RLE masks.

@@ -121,3 +121,11 @@ def test_variants():
     default = load("configs/COCO-Detection/faster_rcnn_R_50_FPN_1x_lda_aqu.yaml")
     assert differences(small, default) == {"MODEL.LDA_AQU.REDUCTION"}
     assert differences(published, default) == {"MODEL.FPN.TOPOLOGY"}
+    weights = load("configs/COCO-Detection/faster_rcnn_R_50_FPN_1x_lda_aqu_published_weights.yaml")
+    assert differences(weights, published) == {
+        "INPUT.FORMAT",
+        "INPUT.MIN_SIZE_TRAIN",
+        "MODEL.PIXEL_MEAN",
+        "MODEL.PIXEL_STD",
+        "MODEL.RESNETS.STRIDE_IN_1X1",
+    }

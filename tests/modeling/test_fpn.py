@@ -7,6 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone, build_model
 from lda_aqu import LDAAQU, add_lda_aqu_config
+from lda_aqu.conversion import convert_weights
 from lda_aqu.engine import Checkpointer
 from lda_aqu.errors import InputError
 from lda_aqu.modeling import UpsamplerFPN
@@ -107,17 +108,6 @@ class Given(Backbone):
         }
 
 
-def published_name_to_ours(name: str) -> str:
-    """Names of the published neck, ``lateral_convs.0.conv.weight``, to ``fpn_lateral2.weight``."""
-    part, level, rest = name.split(".", 2)
-    prefix = {
-        "lateral_convs": "fpn_lateral",
-        "fpn_convs": "fpn_output",
-        "upsample_modules": "fpn_upsample",
-    }[part]
-    return f"{prefix}{int(level) + 2}.{rest.removeprefix('conv.')}"
-
-
 def test_published_topology_matches_the_published_implementation(golden):
     reference = golden("fpn_topdown_p6")
     options = reference["config"]["upsample"]
@@ -135,7 +125,11 @@ def test_published_topology_matches_the_published_implementation(golden):
         ),
         extra_levels=1,
     ).double()
-    fpn.load_state_dict({published_name_to_ours(k): v for k, v in reference["state_dict"].items()})
+    converted, _ = convert_weights(
+        {f"neck.{name}": value for name, value in reference["state_dict"].items()},
+        {f"backbone.{name}": value.shape for name, value in fpn.state_dict().items()},
+    )
+    fpn.load_state_dict({name.removeprefix("backbone."): v for name, v in converted.items()})
     with torch.no_grad():
         outputs = list(fpn(None).values())
     assert len(outputs) == len(reference["outputs"])
