@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import Upsampler
+from .base import GuidedUpsampler, Upsampler
 from .registry import UPSAMPLER_REGISTRY, build_upsampler, upsampler_options
 
 # Importing a module registers its upsampler, so that adding one is adding a file.
@@ -12,4 +12,11 @@ for _module in pkgutil.iter_modules(__path__):
 
 from .lda_aqu import LDAAQU  # noqa: E402
 
-__all__ = ["LDAAQU", "UPSAMPLER_REGISTRY", "Upsampler", "build_upsampler", "upsampler_options"]
+__all__ = [
+    "LDAAQU",
+    "UPSAMPLER_REGISTRY",
+    "GuidedUpsampler",
+    "Upsampler",
+    "build_upsampler",
+    "upsampler_options",
+]
