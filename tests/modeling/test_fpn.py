@@ -11,6 +11,8 @@ from lda_aqu.conversion import convert_weights
 from lda_aqu.engine import Checkpointer
 from lda_aqu.errors import InputError
 from lda_aqu.modeling import UpsamplerFPN
+from lda_aqu.upsamplers import GuidedUpsampler
+from torch.nn import functional as F
 
 RCNN = "build_resnet{}_fpn_backbone"
 RETINANET = "build_retinanet_resnet{}_fpn_backbone"
@@ -142,6 +144,28 @@ def test_odd_sizes_are_cropped(topology):
     fpn = build(RCNN.format("_lda_aqu"), "MODEL.FPN.TOPOLOGY", topology)
     outputs = fpn(torch.randn(1, 3, 70, 90))
     assert outputs["p2"].shape[2:] == (18, 23) and outputs["p5"].shape[2:] == (3, 3)
+
+
+class Recorder(GuidedUpsampler):
+    """Nearest upsampling that remembers its guide."""
+
+    def forward(self, x, guide):
+        self.guide = guide
+        return F.interpolate(x, self.guide_size(x, guide))
+
+
+@pytest.mark.parametrize("extra_levels", [0, 1])
+def test_the_guide_is_the_lateral_map(extra_levels):
+    maps = [torch.randn(1, 4, *size) for size in ((35, 45), (18, 23), (9, 12), (5, 6))]
+    levels = ["res2", "res3", "res4", "res5"]
+    fpn = UpsamplerFPN(Given(maps), levels, 4, lambda: Recorder(4), extra_levels=extra_levels)
+    outputs = fpn(None)
+    assert [outputs[f"p{n}"].shape[2:] for n in range(2, 6)] == [m.shape[2:] for m in maps]
+    upsamplers = [m for m in fpn.modules() if isinstance(m, Recorder)]
+    assert len(upsamplers) == 3 + extra_levels
+    for upsampler, level, bottom_up in zip(upsamplers, range(2, 6), maps, strict=False):
+        lateral = getattr(fpn, f"fpn_lateral{level}")(bottom_up)
+        assert torch.equal(upsampler.guide, lateral), level
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import InputError
-from .upsamplers import UPSAMPLER_REGISTRY, Upsampler, build_upsampler, upsampler_options
+from .upsamplers import (
+    UPSAMPLER_REGISTRY,
+    GuidedUpsampler,
+    Upsampler,
+    build_upsampler,
+    upsampler_options,
+)
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -67,7 +73,12 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
 
 
 def build_upsampler_from_config(
-    cfg: CfgNode, key: str, in_channels: int, channels_key: str, scale_factor: float = 2
+    cfg: CfgNode,
+    key: str,
+    in_channels: int,
+    channels_key: str,
+    scale_factor: float = 2,
+    has_guide: bool = False,
 ) -> Upsampler:
     """Build the upsampler that a config key names.
 
@@ -77,15 +88,23 @@ def build_upsampler_from_config(
         in_channels: channels of the map it is to upsample.
         channels_key: the key that sets ``in_channels``, for messages.
         scale_factor: output size over input size.
+        has_guide: whether a map of the output's size is at hand where it is called, so that a
+            :class:`GuidedUpsampler` can be.
 
     Raises:
-        InputError: unknown name or values that do not fit; the message names the keys.
+        InputError: unknown name, a guided upsampler without a guide, or values that do not fit;
+            the message names the keys.
     """
     name = cfg
     for part in key.split("."):
         name = name[part]
     try:
         cls = UPSAMPLER_REGISTRY.get(name)
+        if issubclass(cls, GuidedUpsampler) and not has_guide:
+            raise InputError(
+                "needs a high-resolution guide, and there is none here; "
+                f"allowed are {', '.join(UPSAMPLER_REGISTRY.unguided())}"
+            )
         options = {
             option: cfg.MODEL[cls.config_node][option.upper()] for option in upsampler_options(cls)
         }

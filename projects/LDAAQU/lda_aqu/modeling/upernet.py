@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
+from ..upsamplers import GuidedUpsampler
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -42,9 +43,10 @@ class UPerNetHead(nn.Module):
         norm: name of the norm that follows each convolution, or "" for none.
         dropout: share of the channels dropped before either classifier.
         make_upsampler: called once for each step of the top-down path; returns a module that is
-            called with (N, conv_dims, h, w) and the ``output_size``.
-        make_fusion_upsampler: the same for each level above the finest, called with the factor
-            between the two.
+            called with (N, conv_dims, h, w) and the ``output_size``, or, if it is a
+            :class:`GuidedUpsampler`, the lateral map that its output is added to.
+        make_fusion_upsampler: called for each level above the finest with the factor between the
+            two; returns a module that is called with that level and the ``output_size``.
         logits_upsampler: upsamples the logits, (N, K, h, w), by the finest map's stride.
         aux_in_feature: the map of the auxiliary classifier.
         aux_channels: channels of its convolution.
@@ -112,9 +114,9 @@ class UPerNetHead(nn.Module):
         _check_config(cfg, input_shape)
         in_features = sorted(head.IN_FEATURES, key=lambda name: input_shape[name].stride)
 
-        def make_upsampler(key: str, scale_factor: float = 2) -> nn.Module:
+        def make_upsampler(key: str, scale_factor: float = 2, has_guide: bool = False) -> nn.Module:
             return build_upsampler_from_config(
-                cfg, key, head.CONVS_DIM, "MODEL.SEM_SEG_HEAD.CONVS_DIM", scale_factor
+                cfg, key, head.CONVS_DIM, "MODEL.SEM_SEG_HEAD.CONVS_DIM", scale_factor, has_guide
             )
 
         return {
@@ -125,7 +127,9 @@ class UPerNetHead(nn.Module):
             "pool_scales": upernet.POOL_SCALES,
             "norm": head.NORM,
             "dropout": upernet.DROPOUT,
-            "make_upsampler": lambda: make_upsampler("MODEL.SEM_SEG_HEAD.UPSAMPLER"),
+            "make_upsampler": lambda: make_upsampler(
+                "MODEL.SEM_SEG_HEAD.UPSAMPLER", has_guide=True
+            ),
             "make_fusion_upsampler": lambda factor: make_upsampler(
                 "MODEL.UPERNET.FUSION_UPSAMPLER", factor
             ),
@@ -175,8 +179,13 @@ class UPerNetHead(nn.Module):
         maps = [features[name] for name in self.in_features]
         levels = [self.pyramid_pooling(maps[-1])]
         for index in reversed(range(len(self.laterals))):
-            skip = self.laterals[index](maps[index])
-            levels.insert(0, skip + self.upsamplers[index](levels[0], output_size=skip.shape[2:]))
+            lateral = self.laterals[index](maps[index])
+            upsampler = self.upsamplers[index]
+            if isinstance(upsampler, GuidedUpsampler):
+                upsampled = upsampler(levels[0], lateral)
+            else:
+                upsampled = upsampler(levels[0], output_size=lateral.shape[2:])
+            levels.insert(0, lateral + upsampled)
         for index, output in enumerate(self.outputs):
             levels[index] = output(levels[index])
         finest, *coarser = levels

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import Upsampler
+from .base import GuidedUpsampler, Upsampler
 from .registry import UPSAMPLER_REGISTRY, build_upsampler, upsampler_options
 
 # Importing a module registers its upsampler, so that adding one is adding a file.
@@ -15,6 +15,7 @@ from .lda_aqu import LDAAQU, Sampling  # noqa: E402
 __all__ = [
     "LDAAQU",
     "UPSAMPLER_REGISTRY",
+    "GuidedUpsampler",
     "Sampling",
     "Upsampler",
     "build_upsampler",

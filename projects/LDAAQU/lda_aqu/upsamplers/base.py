@@ -41,11 +41,7 @@ class Upsampler(nn.Module):
         Raises:
             InputError: ``x`` is not (N, in_channels, H, W), or the size is not positive.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise InputError(
-                f"{type(self).__name__} was built for (N, {self.in_channels}, H, W), "
-                f"got {tuple(x.shape)}"
-            )
+        self._check_map(x)
         if output_size is None:
             # A whole factor as such: a size may be symbolic, while a model is exported.
             factor = self.scale_factor
@@ -57,6 +53,37 @@ class Upsampler(nn.Module):
             raise InputError(f"output_size must be positive, got {(height, width)}")
         return height, width
 
+    def _check_map(self, x: Tensor) -> None:
+        """Raise InputError unless ``x`` is (N, in_channels, H, W)."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise InputError(
+                f"{type(self).__name__} was built for (N, {self.in_channels}, H, W), "
+                f"got {tuple(x.shape)}"
+            )
+
     def extra_repr(self) -> str:
         """What ``print`` shows of the module."""
         return f"in_channels={self.in_channels}, scale_factor={self.scale_factor}"
+
+
+class GuidedUpsampler(Upsampler):
+    """Base of the upsamplers that need the map they upsample to: the guide, (N, C, H', W').
+
+    A subclass implements ``forward(x, guide)`` and asks :meth:`guide_size` for (H', W'). The guide
+    has the channels of the input, as the lateral map of a feature pyramid does, and its size is
+    the output's: any size, whatever ``scale_factor`` says. Callers that have a guide for some
+    upsamplers and none for others tell them apart by this class.
+    """
+
+    def guide_size(self, x: Tensor, guide: Tensor) -> tuple[int, int]:
+        """The output's (H', W'): the size of the guide of an input (N, C, H, W).
+
+        Raises:
+            InputError: ``x`` and ``guide`` are not (N, in_channels, H, W) and
+                (N, in_channels, H', W').
+        """
+        self._check_map(x)
+        self._check_map(guide)
+        if guide.shape[0] != x.shape[0]:
+            raise InputError(f"x has a batch of {x.shape[0]}, its guide of {guide.shape[0]}")
+        return guide.shape[2], guide.shape[3]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from ..errors import InputError
-from .base import Upsampler
+from .base import GuidedUpsampler, Upsampler
 
 T = TypeVar("T", bound=type[Upsampler])
 
@@ -15,7 +15,8 @@ class UpsamplerRegistry:
     """Upsamplers by name.
 
     A registered class is called as ``cls(in_channels, scale_factor, **options)``; the module it
-    makes is called as ``module(x, output_size=None)``: see :class:`Upsampler`.
+    makes is called as ``module(x, output_size=None)``, see :class:`Upsampler`, or, if it is a
+    :class:`GuidedUpsampler`, as ``module(x, guide)``.
 
     (Detectron2's registry would serve, but the upsamplers must not need Detectron2.)
     """
@@ -48,6 +49,10 @@ class UpsamplerRegistry:
         if name not in self._classes:
             raise InputError(f"unknown upsampler {name!r}; known: {', '.join(self)}")
         return self._classes[name]
+
+    def unguided(self) -> list[str]:
+        """Names of the upsamplers that need no guide."""
+        return [name for name in self if not issubclass(self._classes[name], GuidedUpsampler)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
