@@ -127,7 +127,7 @@ class _Grid:
 @torch.library.custom_op("lda_aqu::reassemble", mutates_args=())
 def _reassemble(x: Tensor, weights: Tensor) -> Tensor:
     """Of x (N, C, H, W) and weights (N, k², Y, X): (N, C, Y, X)."""
-    weights = weights.to(_dtype(x, weights))
+    weights = weights.to(_dtype(x, weights)).contiguous()
     windows = _Windows(weights.shape[1], x.shape[2:], weights.shape[2:])
     output = weights.new_zeros((*x.shape[:2], *weights.shape[2:]))
     for channels in _chunks(output):
@@ -144,7 +144,7 @@ def _similarity(x: Tensor, query: Tensor, num_points: int) -> Tensor:
     products = query.new_zeros((x.shape[0], num_points, *query.shape[2:]), dtype=_dtype(x, query))
     for channels in _chunks(query):
         source = windows.expand(x[:, channels].to(products.dtype))
-        chunk = query[:, channels].to(products.dtype)
+        chunk = query[:, channels].to(products.dtype).contiguous()
         for n, window in enumerate(windows):
             products[:, n] += (source[window] * chunk).sum(1)
     return products
@@ -153,12 +153,12 @@ def _similarity(x: Tensor, query: Tensor, num_points: int) -> Tensor:
 @torch.library.custom_op("lda_aqu::spread", mutates_args=())
 def _spread(weights: Tensor, query: Tensor, height: int, width: int) -> Tensor:
     """Of weights (N, k², Y, X) and query (N, C, Y, X): (N, C, H, W)."""
-    weights = weights.to(_dtype(weights, query))
+    weights = weights.to(_dtype(weights, query)).contiguous()
     windows = _Windows(weights.shape[1], (height, width), query.shape[2:])
     result = weights.new_zeros((*query.shape[:2], height, width))
     for channels in _chunks(query):
         target = windows.expand(result[:, channels])
-        chunk = query[:, channels].to(result.dtype)
+        chunk = query[:, channels].to(result.dtype).contiguous()
         for n, window in enumerate(windows):
             target[window].addcmul_(chunk, weights[:, n, None])
         result[:, channels] = windows.contract(target)
@@ -240,7 +240,7 @@ class _Windows:
 
     def expand(self, x: Tensor) -> Tensor:
         """(N, C, H, W), padded with zeros and with every pixel repeated."""
-        padded = F.pad(x, (self.size // 2,) * 4)
+        padded = F.pad(x.contiguous(), (self.size // 2,) * 4)
         size = [n * factor for n, factor in zip(padded.shape[2:], self.factors, strict=True)]
         return F.interpolate(padded, size, mode="nearest-exact")
 
