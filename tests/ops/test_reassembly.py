@@ -1,27 +1,7 @@
-import numpy as np
+import oracle
 import pytest
 import torch
 from lda_aqu.ops import reassemble, reassembly, similarity
-
-
-def at(x: np.ndarray, row: int, column: int) -> np.ndarray:
-    """The channels of (C, H, W) at a position; zero outside."""
-    inside = 0 <= row < x.shape[1] and 0 <= column < x.shape[2]
-    return x[:, row, column] if inside else np.zeros(x.shape[0])
-
-
-def loops(x: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
-    """Pixels under each output pixel of (C, Y, X): (k², C, Y, X)."""
-    height, width = query.shape[1:]
-    result = np.zeros((k * k, x.shape[0], height, width))
-    for i in range(height):
-        for j in range(width):
-            row, column = i * x.shape[1] // height, j * x.shape[2] // width
-            for n in range(k * k):
-                a, b = n // k - k // 2, n % k - k // 2
-                result[n, :, i, j] = at(x, row + a, column + b)
-    return result
-
 
 SIZES = [
     ((3, 4), (6, 8), 3),
@@ -47,7 +27,7 @@ def test_matches_the_loops(input_size, output_size, k):
         for shape in ((6, *input_size), (6, *output_size), (2, k * k, *output_size))
     )
     for n in range(2):
-        pixels = loops(x[n].numpy(), query[n].numpy(), k)
+        pixels = oracle.windows(x[n].numpy(), output_size, k)
         groups = weights[n].repeat_interleave(3, 0).transpose(0, 1).numpy()  # (k², C, Y, X)
         expected = (pixels * groups).sum(0)
         torch.testing.assert_close(reassemble(x, weights)[n], torch.from_numpy(expected))

@@ -26,8 +26,8 @@ class A2U(GuidedUpsampler):
     published are 0.03M for the three of Faster R-CNN's FPN and 0.06M for the six of SegFormer-B1
     (SAPA); FADE's 0.12M of the latter include the layer for downsampling, 9,252 each.
 
-    A guide of odd size is padded by one row or column of zeros. Affinity, softmax and sums are in
-    float32 at least.
+    The kernels see zeros beyond the guide, also where its size is odd. Affinity, softmax and sums
+    are in float32 at least.
 
     Args:
         in_channels: C, a multiple of ``norm_groups``.
@@ -71,17 +71,16 @@ class A2U(GuidedUpsampler):
         height, width = self.guide_size(x, guide)
         if len(x) == 0:  # which grouped convolutions do not take
             return F.interpolate(x, (height, width))
-        guide = pad_to_even(guide)
         logits = F.pixel_shuffle(self.projection(guide) * self._affinity(guide), 2)
         weights = logits[:, :, :height, :width].sigmoid().softmax(1)
         return reassemble(x, weights[:, None])
 
     def _affinity(self, guide: Tensor) -> Tensor:
-        """(N, C, H', W'), even, to (N, 1, H' / 2, W' / 2)."""
+        """(N, C, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
         kernels = self.kernels(guide)  # (N, 2, k, k)
         # Channels are the batch and images the groups: an image's own kernels, for all channels.
         features = F.conv2d(
-            guide.transpose(0, 1),
+            pad_to_even(guide).transpose(0, 1),
             kernels.flatten(0, 1)[:, None],
             stride=2,
             padding=(kernels.shape[-1] - 1) // 2,

@@ -21,8 +21,8 @@ class IndexNet(GuidedUpsampler):
     lists another form, of 1,048,576 parameters, which has neither of these counts.)
 
     Layers are those of the published code (github.com/poppinace/indexnet_matting), initial values
-    PyTorch's. A guide of odd size is padded by one row or column of zeros. Batch normalisation
-    cannot train on a single position: one image whose guide has at most 2 x 2 pixels.
+    PyTorch's. The convolution sees zeros beyond the guide, also where its size is odd. Batch
+    normalisation cannot train on a single position: one image whose guide has at most 2 x 2 pixels.
 
     Args:
         in_channels: C.
