@@ -79,6 +79,44 @@ def layer_norm(image: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.nd
     return normalized * weight[:, None, None] + bias[:, None, None]
 
 
+def windows(x: np.ndarray, output_size: tuple[int, int], k: int) -> np.ndarray:
+    """The k² pixels of (C, H, W) around that under each output pixel: (k², C, Y, X)."""
+    height, width = output_size
+    result = np.zeros((k * k, x.shape[0], height, width))
+    for i in range(height):
+        for j in range(width):
+            for n in range(k * k):
+                row = i * x.shape[1] // height + n // k - k // 2
+                column = j * x.shape[2] // width + n % k - k // 2
+                if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                    result[n, :, i, j] = x[:, row, column]
+    return result
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    exponentials = np.exp(logits - logits.max(0))
+    return exponentials / exponentials.sum(0)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def halve(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Convolution of (C, H, W) with (O, C, k, k), k even, of stride 2; zeros beyond the map."""
+    _, height, width = image.shape
+    k = weight.shape[-1]
+    result = np.zeros((weight.shape[0], -(-height // 2), -(-width // 2)))
+    for i, j in np.ndindex(*result.shape[1:]):
+        for a in range(k):
+            for b in range(k):
+                row, column = 2 * i + a - (k - 2) // 2, 2 * j + b - (k - 2) // 2
+                if 0 <= row < height and 0 <= column < width:
+                    result[:, i, j] += weight[:, :, a, b] @ image[:, row, column]
+    return result
+
+
 def lda_aqu(x, state, output_size, num_heads, num_groups, offset_range) -> np.ndarray:
     """The whole module: x (N, C, H, W), ``state`` its parameters by their published names."""
     out_h, out_w = output_size

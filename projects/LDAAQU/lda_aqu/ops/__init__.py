@@ -2,5 +2,13 @@
 
 from .backends import BACKEND_CHOICES, BACKENDS, check_backend
 from .local_deformable_attention import local_deformable_attention
+from .reassembly import reassemble, similarity
 
-__all__ = ["BACKENDS", "BACKEND_CHOICES", "check_backend", "local_deformable_attention"]
+__all__ = [
+    "BACKENDS",
+    "BACKEND_CHOICES",
+    "check_backend",
+    "local_deformable_attention",
+    "reassemble",
+    "similarity",
+]

@@ -10,9 +10,11 @@ from .registry import UPSAMPLER_REGISTRY, build_upsampler, upsampler_options
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-from .lda_aqu import LDAAQU, Sampling  # noqa: E402
+from .lau import LAU, Sampling  # noqa: E402
+from .lda_aqu import LDAAQU  # noqa: E402
 
 __all__ = [
+    "LAU",
     "LDAAQU",
     "UPSAMPLER_REGISTRY",
     "GuidedUpsampler",

@@ -4,6 +4,7 @@ from math import isfinite
 from typing import ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import InputError
 
@@ -87,3 +88,18 @@ class GuidedUpsampler(Upsampler):
         if guide.shape[0] != x.shape[0]:
             raise InputError(f"x has a batch of {x.shape[0]}, its guide of {guide.shape[0]}")
         return guide.shape[2], guide.shape[3]
+
+
+def check_odd(**sizes: int) -> None:
+    """Raise InputError, naming the option, unless every size is odd and positive."""
+    for name, size in sizes.items():
+        if size < 1 or size % 2 == 0:
+            raise InputError(f"{name} must be odd and positive, got {size}")
+
+
+def pad_to_even(x: Tensor) -> Tensor:
+    """(N, C, H, W) with a row or column of zeros added where H or W is odd."""
+    height, width = x.shape[2:]
+    if height % 2 == 0 and width % 2 == 0:
+        return x
+    return F.pad(x, (0, width % 2, 0, height % 2))

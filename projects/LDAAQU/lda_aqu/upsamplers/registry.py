@@ -65,9 +65,21 @@ UPSAMPLER_REGISTRY = UpsamplerRegistry()
 
 
 def upsampler_options(cls: type[Upsampler]) -> dict[str, object]:
-    """The options of an upsampler's constructor and their defaults."""
-    parameters = list(inspect.signature(cls).parameters.values())[2:]
-    return {p.name: p.default for p in parameters}
+    """The options of an upsampler's constructor and their defaults.
+
+    Those of its base class are among them where the constructor takes ``**options``.
+    """
+    options: dict[str, object] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        # All but self, in_channels and scale_factor, which every constructor has.
+        parameters = list(inspect.signature(base.__init__).parameters.values())[3:]
+        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        options |= {p.name: p.default for p in named}
+        if named == parameters:
+            break
+    return options
 
 
 def build_upsampler(

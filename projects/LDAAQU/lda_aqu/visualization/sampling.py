@@ -12,7 +12,7 @@ from detectron2.data import DatasetMapper
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..upsamplers import LDAAQU, Sampling, Upsampler
+from ..upsamplers import LAU, Sampling, Upsampler
 from .image_files import read_image_file
 
 NUM_EDGE_PIXELS = 3
@@ -82,7 +82,7 @@ def record_upsamplers(model: nn.Module, cfg: CfgNode, file: str) -> Recording:
 
     def keep(name: str, module: Upsampler, args: tuple, kwargs: dict[str, Any], y: Tensor) -> None:
         sampling = None
-        if isinstance(module, LDAAQU):
+        if isinstance(module, LAU):
             sampling = Sampling(*(t.float().cpu() for t in module.sampling(*args, **kwargs)))
         before, after = (t[0].float().cpu() for t in (args[0], y))
         stride = padded_sizes[-1][0] / after.shape[1]

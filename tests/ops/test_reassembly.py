@@ -1,0 +1,100 @@
+import oracle
+import pytest
+import torch
+from lda_aqu.ops import reassemble, reassembly, similarity
+
+SIZES = [
+    ((3, 4), (6, 8), 3),
+    ((3, 4), (6, 8), 5),
+    ((2, 3), (6, 12), 3),
+    ((4, 5), (4, 5), 3),
+    ((3, 5), (5, 9), 5),
+    ((4, 7), (7, 15), 3),
+    ((5, 6), (3, 4), 3),
+    ((5, 6), (10, 4), 1),
+    ((1, 1), (2, 2), 5),
+    ((1, 1), (1, 1), 3),
+    ((2, 41), (1, 82), 3),
+    ((3, 2), (3 * 41, 2 * 47), 1),
+]
+
+
+@pytest.mark.parametrize("input_size, output_size, k", SIZES)
+def test_matches_the_loops(input_size, output_size, k):
+    generator = torch.Generator().manual_seed(0)
+    x, query, weights = (
+        torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+        for shape in ((6, *input_size), (6, *output_size), (2, k * k, *output_size))
+    )
+    for n in range(2):
+        pixels = oracle.windows(x[n].numpy(), output_size, k)
+        groups = weights[n].repeat_interleave(3, 0).transpose(0, 1).numpy()  # (k², C, Y, X)
+        expected = (pixels * groups).sum(0)
+        torch.testing.assert_close(reassemble(x, weights)[n], torch.from_numpy(expected))
+        expected = (pixels * query[n].numpy()).sum(1)
+        torch.testing.assert_close(similarity(x, query, k)[n], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("output_size", [(6, 8), (5, 7)])
+def test_gradients_of_every_order(output_size):
+    x = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(1, 2, 9, *output_size, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(1, 4, *output_size, dtype=torch.float64, requires_grad=True)
+    for function, inputs in (
+        (reassemble, (x, weights)),
+        (lambda x, query: similarity(x, query, 3), (x, query)),
+    ):
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_operators_are_registered_as_pytorch_asks():
+    x, weights = torch.randn(2, 4, 3, 5), torch.randn(2, 9, 6, 5)
+    query = torch.randn(2, 4, 6, 5)
+    for operator, inputs in (
+        (reassembly._reassemble, (x, weights)),
+        (reassembly._similarity, (x, query, 9)),
+        (reassembly._spread, (weights, query, 3, 5)),
+    ):
+        for tensor in inputs[:2]:
+            tensor.requires_grad_()
+        torch.library.opcheck(operator, inputs)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    x, weights = torch.randn(2, 12, 4, 5), torch.randn(2, 2, 9, 8, 10)
+    inputs = (x.requires_grad_(), weights.requires_grad_())
+
+    def run():
+        y = reassemble(*inputs)
+        return y, *torch.autograd.grad(y.square().sum(), inputs)
+
+    whole = run()
+    monkeypatch.setattr(reassembly, "CHUNK", 4 * 4 * 8 * 10)  # 4 of a group's 6 channels
+    for part, expected in zip(run(), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_up_in_float32(dtype):
+    x, weights = torch.randn(1, 8, 3, 4).to(dtype), torch.rand(1, 1, 25, 6, 8).to(dtype)
+    y = reassemble(x, weights)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, reassemble(x.float(), weights.float()).to(dtype))
+    query = torch.randn(1, 8, 6, 8).to(dtype)
+    torch.testing.assert_close(similarity(x, query, 5), similarity(x.float(), query.float(), 5))
+
+
+def test_empty_batch():
+    x = torch.zeros(0, 4, 3, 4, requires_grad=True)
+    reassemble(x, torch.zeros(0, 1, 9, 6, 7)).sum().backward()
+    assert x.grad.shape == x.shape
+    assert similarity(x, torch.zeros(0, 4, 6, 7), 3).shape == (0, 9, 6, 7)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 9, 6, 8), (2, 3, 9, 6, 8), (2, 9, 6, 8)])
+def test_shapes_that_do_not_fit_raise(shape):
+    with pytest.raises(RuntimeError, match=r"x \(2, 4, 3, 4\)"):
+        reassemble(torch.zeros(2, 4, 3, 4), torch.zeros(shape))
+    with pytest.raises(RuntimeError, match="do not fit"):
+        similarity(torch.zeros(2, 4, 3, 4), torch.zeros(2, 5, 6, 8), 3)

@@ -1,0 +1,50 @@
+import numpy as np
+import oracle
+import pytest
+import torch
+from lda_aqu import build_upsampler
+
+
+def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
+    """FADE of one image, (C, H, W) and (C, Y, X), in loops."""
+    height, width = guide.shape[1:]
+    encoder = state["content_encoder.weight"]
+    bias = state["guide_compressor.bias"][:, None, None]
+    fine = oracle.convolve(oracle.convolve(guide, state["guide_compressor.weight"]) + bias, encoder)
+    coarse = oracle.convolve(oracle.convolve(x, state["input_compressor.weight"]), encoder)
+    k = round(len(encoder) ** 0.5)
+    pixels = oracle.windows(x, (height, width), k)
+    output = np.zeros(guide.shape)
+    for i in range(height):
+        for j in range(width):
+            row, column = i * x.shape[1] // height, j * x.shape[2] // width
+            logits = fine[:, i, j] + coarse[:, row, column] + 2 * state["content_encoder.bias"]
+            output[:, i, j] = oracle.softmax(logits) @ pixels[:, :, i, j]
+            if "gate.weight" in state:
+                logit = state["gate.weight"][0, :, 0, 0] @ x[:, row, column] + state["gate.bias"]
+                gate = oracle.sigmoid(logit)
+                output[:, i, j] = gate * guide[:, i, j] + (1 - gate) * output[:, i, j]
+    return output
+
+
+@pytest.mark.parametrize(
+    "input_size, guide_size, options",
+    [
+        ((3, 4), (6, 8), {}),
+        ((3, 4), (5, 8), {"gating": False}),
+        ((4, 3), (10, 7), {"kernel_size": 3, "encoder_kernel_size": 5, "compressed_channels": 2}),
+        ((1, 2), (2, 4), {"encoder_kernel_size": 1}),
+    ],
+)
+def test_matches_the_loops(input_size, guide_size, options):
+    torch.manual_seed(0)
+    upsampler = build_upsampler("FADE", 6, **options).double()
+    for parameter in upsampler.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))
+    state = {key: value.numpy() for key, value in upsampler.state_dict().items()}
+    with torch.no_grad():
+        y = upsampler(x, guide)
+    for n in range(2):
+        expected = torch.from_numpy(fade(x[n].numpy(), guide[n].numpy(), state))
+        torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,181 @@
+"""What holds for every upsampler with a high-resolution guide."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
+from lda_aqu.errors import InputError
+from lda_aqu.upsamplers import GuidedUpsampler
+from torch import Tensor
+
+NAMES = [n for n in UPSAMPLER_REGISTRY if n not in UPSAMPLER_REGISTRY.unguided()]
+CHANNELS = 32
+
+
+def build(name: str, seed: int = 0, **options: object) -> GuidedUpsampler:
+    """With random parameters, so that everything in it matters."""
+    torch.manual_seed(seed)
+    upsampler = build_upsampler(name, CHANNELS, **options)
+    for parameter in upsampler.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return upsampler
+
+
+def maps(
+    input_size: tuple[int, int], guide_size: tuple[int, int], batch: int = 2
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(
+        torch.randn(batch, CHANNELS, *size, generator=generator)
+        for size in (input_size, guide_size)
+    )
+
+
+def test_the_guided_are_those():
+    assert {"A2U", "FADE", "IndexNet", "SAPAB"} <= set(NAMES)
+    assert {"Bilinear", "LDAAQU", "Nearest"} <= set(UPSAMPLER_REGISTRY.unguided())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "input_size, guide_size",
+    [((3, 4), (6, 8)), ((3, 4), (5, 7)), ((3, 4), (11, 6)), ((4, 5), (2, 3)), ((1, 1), (1, 1))],
+)
+def test_the_output_has_the_guides_size_and_both_maps_matter(name, input_size, guide_size):
+    x, guide = (m.requires_grad_() for m in maps(input_size, guide_size))
+    upsampler = build(name)
+    y = upsampler(x, guide)
+    assert y.shape == guide.shape and y.dtype == x.dtype
+    y.square().sum().backward()
+    for gradient in (x.grad, guide.grad, *(p.grad for p in upsampler.parameters())):
+        assert gradient.isfinite().all()
+    assert x.grad.any()
+    if guide_size != (1, 1):  # where a normalisation over positions may leave nothing of it
+        assert guide.grad.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_batch(name):
+    x, guide = (m.requires_grad_() for m in maps((3, 4), (6, 8), batch=0))
+    y = build(name)(x, guide)
+    assert y.shape == guide.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_a_batch_are_independent(name):
+    upsampler = build(name).eval()
+    x, guide = maps((3, 4), (6, 8))
+    together = upsampler(x, guide)
+    apart = [upsampler(x[n : n + 1], guide[n : n + 1]) for n in range(2)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("guide_size", [(4, 6), (3, 5)])
+def test_gradients(name, guide_size):
+    upsampler = build(name).double()
+    x, guide = (m.double().requires_grad_() for m in maps((2, 3), guide_size))
+    names, parameters = zip(*upsampler.named_parameters(), strict=True)
+
+    def run(x, guide, *values):
+        state = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(upsampler, state, (x, guide))
+
+    assert torch.autograd.gradcheck(run, (x, guide, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_formats_agree(name):
+    upsampler = build(name)
+    x, guide = maps((3, 4), (6, 8))
+    expected = upsampler(x, guide)
+    x, guide = (m.to(memory_format=torch.channels_last) for m in (x, guide))
+    torch.testing.assert_close(upsampler(x, guide), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast(name):
+    upsampler = build(name)
+    for parameter in upsampler.parameters():
+        parameter.data /= 3  # softmaxes that are not one-hot, which rounding could turn over
+    x, guide = (m.requires_grad_() for m in maps((3, 4), (6, 8)))
+    expected = upsampler(x, guide)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = upsampler(x, guide)
+        halved = upsampler(x.bfloat16(), guide.bfloat16())
+    y.sum().backward()
+    assert y.dtype == torch.float32 and halved.dtype == torch.bfloat16
+    assert all(p.grad.dtype == torch.float32 for p in upsampler.parameters())
+    for result in (y, halved.float()):
+        assert 0 < (result - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+# At 256 channels; what is published is counted in whole models, of 3 in Faster R-CNN's FPN and 6 in
+# SegFormer-B1 (tables of github.com/poppinace/sapa and, for FADE, github.com/poppinace/fade).
+@pytest.mark.parametrize(
+    "name, parameters, published",
+    [
+        ("SAPAB", 17_472, {3: "0.05", 6: "0.10"}),
+        ("FADE", 47_514, {6: "0.29"}),
+        ("A2U", 10_790, {3: "0.03", 6: "0.06"}),
+        ("IndexNet", 2_100_224, {3: "6.30", 6: "12.60"}),
+    ],
+)
+def test_parameters_at_256_channels(name, parameters, published):
+    assert sum(p.numel() for p in build_upsampler(name, 256).parameters()) == parameters
+    for count, millions in published.items():
+        assert f"{count * parameters / 1e6:.2f}" == millions
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("FADE", {"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
+        ("FADE", {"encoder_kernel_size": 0}, "encoder_kernel_size must be odd"),
+        ("FADE", {"compressed_channels": 0}, "compressed_channels must be positive, got 0"),
+        ("SAPAB", {"kernel_size": 2}, "kernel_size must be odd"),
+        ("SAPAB", {"embedding_dim": 0}, "embedding_dim must be positive, got 0"),
+        ("A2U", {"kernel_size": -1}, "kernel_size must be odd"),
+        ("A2U", {"encoder_kernel_size": 1}, "encoder_kernel_size must be at least 2, got 1"),
+        ("A2U", {"norm_groups": 24}, r"in_channels \(32\) is not a multiple of norm_groups \(24\)"),
+        ("A2U", {"norm_groups": 0}, r"norm_groups \(0\)"),
+    ],
+)
+def test_values_that_do_not_fit_raise(name, options, message):
+    with pytest.raises(InputError, match=message):
+        build_upsampler(name, CHANNELS, **options)
+
+
+MEMORY_SCRIPT = """
+import torch
+from lda_aqu import build_upsampler
+
+def memory(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+
+x, guide = torch.randn(1, 256, 50, 84), torch.randn(1, 256, 100, 168)
+with torch.no_grad():
+    for name in ("SAPAB", "FADE", "A2U"):
+        upsampler = build_upsampler(name, 256)
+        upsampler(x[..., :8, :8], guide[..., :16, :16])
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets the peak, VmHWM
+        before = memory("VmRSS")
+        y = upsampler(x, guide)
+        print((memory("VmHWM") - before) / (y.nbytes / 2**20))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux gives it")
+def test_peak_memory_of_a_forward():
+    """In outputs; the pixels of all windows would be 25 of them, and 9 in A2U."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True
+    )
+    sapa, fade, a2u = map(float, result.stdout.split())
+    assert 1 <= sapa < 4 and 1 <= fade < 4 and 1 <= a2u < 6, result.stdout

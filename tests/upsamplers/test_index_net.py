@@ -1,0 +1,41 @@
+import numpy as np
+import oracle
+import pytest
+import torch
+from lda_aqu import build_upsampler
+
+
+def index_net(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
+    """IndexNet of one image, (C, H, W) and (C, Y, X), at test time, in loops."""
+    height, width = guide.shape[1:]
+    mean, variance, scale, shift = (
+        state[f"index_block.1.{name}"][:, None, None]
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    hidden = oracle.halve(guide, state["index_block.0.weight"])
+    hidden = ((hidden - mean) / np.sqrt(variance + 1e-5) * scale + shift).clip(0, 6)
+    indices = oracle.sigmoid(oracle.convolve(hidden, state["index_block.3.weight"]))
+    output = np.zeros(guide.shape)
+    for i in range(height):
+        for j in range(width):
+            pixel = x[:, i * x.shape[1] // height, j * x.shape[2] // width]
+            output[:, i, j] = pixel * indices[i % 2 * 2 + j % 2, i // 2, j // 2]
+    return output
+
+
+@pytest.mark.parametrize(
+    "input_size, guide_size", [((3, 4), (6, 8)), ((3, 4), (5, 7)), ((4, 3), (10, 7))]
+)
+def test_matches_the_loops(input_size, guide_size):
+    torch.manual_seed(0)
+    upsampler = build_upsampler("IndexNet", 5).double().eval()
+    for tensor in upsampler.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 2).sub_(1 if tensor.dim() == 4 else 0)
+    x, guide = (torch.randn(2, 5, *size).double() for size in (input_size, guide_size))
+    state = {key: value.numpy() for key, value in upsampler.state_dict().items()}
+    with torch.no_grad():
+        y = upsampler(x, guide)
+    for n in range(2):
+        expected = torch.from_numpy(index_net(x[n].numpy(), guide[n].numpy(), state))
+        torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)

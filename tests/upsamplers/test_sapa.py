@@ -1,0 +1,62 @@
+import numpy as np
+import oracle
+import pytest
+import torch
+from lda_aqu import build_upsampler
+
+
+def sapa(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int) -> np.ndarray:
+    """SAPA-B of one image, (C, H, W) and (C, Y, X), in loops."""
+
+    def embed(image, norm, projection):
+        image = oracle.layer_norm(image, state[f"{norm}.norm.weight"], state[f"{norm}.norm.bias"])
+        bias = state[f"{projection}.bias"][:, None, None]
+        return oracle.convolve(image, state[f"{projection}.weight"]) + bias
+
+    query, key = embed(guide, "guide_norm", "query"), embed(x, "input_norm", "key")
+    keys = oracle.windows(key, guide.shape[1:], k)
+    values = oracle.windows(x, guide.shape[1:], k)
+    output = np.zeros(guide.shape)
+    for i in range(guide.shape[1]):
+        for j in range(guide.shape[2]):
+            similarities = keys[:, :, i, j] @ query[:, i, j]
+            output[:, i, j] = oracle.softmax(similarities) @ values[:, :, i, j]
+    return output
+
+
+@pytest.mark.parametrize(
+    "input_size, guide_size, options",
+    [
+        ((3, 4), (6, 8), {}),
+        ((3, 4), (5, 8), {"kernel_size": 3}),
+        ((4, 3), (10, 7), {"kernel_size": 1}),
+        ((1, 2), (2, 4), {"embedding_dim": 3}),
+    ],
+)
+def test_matches_the_loops(input_size, guide_size, options):
+    torch.manual_seed(0)
+    upsampler = build_upsampler("SAPAB", 6, **options).double()
+    for parameter in upsampler.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))
+    state = {key: value.numpy() for key, value in upsampler.state_dict().items()}
+    with torch.no_grad():
+        y = upsampler(x, guide)
+    for n in range(2):
+        k = options.get("kernel_size", 5)
+        expected = torch.from_numpy(sapa(x[n].numpy(), guide[n].numpy(), state, k))
+        torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_points_are_affiliated_to_what_they_resemble():
+    """An edge that runs through the coarse pixels comes out where the guide has it."""
+    upsampler = build_upsampler("SAPAB", 2, embedding_dim=2, kernel_size=3)
+    with torch.no_grad():
+        for projection in (upsampler.query, upsampler.key):
+            projection.weight.copy_(5 * torch.eye(2)[:, :, None, None])
+    columns = torch.arange(12)
+    guide = torch.stack([columns < 5, columns >= 5]).float()[None, :, None].repeat(1, 1, 12, 1)
+    coarse = torch.stack([columns[:6] < 3, columns[:6] >= 3]).float()
+    x = coarse[None, :, None].repeat(1, 1, 6, 1)
+    y = upsampler(x, guide)
+    torch.testing.assert_close(y[..., 2:-2, 2:-2], guide[..., 2:-2, 2:-2])
