@@ -11,7 +11,7 @@ from .whole_scale import WholeScaleUpsampler
 class Deconv(WholeScaleUpsampler):
     """A transposed convolution whose stride is the scale factor.
 
-    Size, padding and initial values (Xavier uniform, no bias to start with) are those of the FPN
+    Kernel, padding and initial values (Xavier uniform, no bias to start with) are those of the FPN
     that CARAFE was compared in (Wang et al., ICCV 2019; open-mmlab/mmdetection, ``FPN_CARAFE``),
     where it is 3 x 3: 590,080 parameters at 256 channels, published as 590k. Other sizes of
     output: see :class:`WholeScaleUpsampler`.
@@ -23,7 +23,7 @@ class Deconv(WholeScaleUpsampler):
             input pixels overlap. 0 is the deconvolution of Mask R-CNN's mask head.
 
     Raises:
-        InputError: values that do not fit one another.
+        InputError: values that do not fit.
     """
 
     config_node = "DECONV"
@@ -32,15 +32,9 @@ class Deconv(WholeScaleUpsampler):
         super().__init__(in_channels, scale_factor)
         if overlap < 0:
             raise InputError(f"overlap must be at least 0, got {overlap}")
-        if self.scale_factor == 1 and overlap % 2:
-            raise InputError(f"overlap must be even where scale_factor is 1, got {overlap}")
+        self.overlap = overlap
         self.deconv = nn.ConvTranspose2d(
-            in_channels,
-            in_channels,
-            self.scale_factor + overlap,
-            stride=self.scale_factor,
-            padding=(overlap + 1) // 2,
-            output_padding=overlap % 2,
+            in_channels, in_channels, self.scale_factor + overlap, stride=self.scale_factor
         )
         self.reset_parameters()
 
@@ -51,4 +45,6 @@ class Deconv(WholeScaleUpsampler):
 
     def upsample(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, sH, sW)."""
-        return self.deconv(x).to(x.dtype)
+        start = (self.overlap + 1) // 2  # what is painted beyond the map on either side is cut off
+        height, width = (start + size * self.scale_factor for size in x.shape[2:])
+        return self.deconv(x)[:, :, start:height, start:width].to(x.dtype)
