@@ -32,7 +32,7 @@ def test_fixed_interpolations(name, mode):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"'LDA'.*Bilinear, LDAAQU, Nearest"):
+    with pytest.raises(InputError, match=r"'LDA'.*Bilinear, CARAFE, .*LDAAQU, Nearest"):
         build_upsampler("LDA", 16)
 
 
