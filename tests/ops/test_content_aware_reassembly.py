@@ -79,16 +79,20 @@ def test_compiles_with_sizes_that_vary():
         torch.testing.assert_close(compiled(*args), content_aware_reassembly(*args))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_sums_in_float32(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sums_are_in_float32_under_autocast_too(dtype):
     x, kernels, scale = sample(1, 4, 4, 5, 5, 2, torch.float32)
-    x, kernels = (t.detach().to(dtype).requires_grad_() for t in (x, kernels))
-    expected = content_aware_reassembly(x.float(), kernels.float(), scale)
+    half = [t.detach().to(dtype).requires_grad_() for t in (x, kernels)]
+    exact = [t.detach().float().requires_grad_() for t in half]
+    expected = content_aware_reassembly(*exact, scale)
+    grad = torch.randn_like(expected).to(dtype)
+    expected_grads = torch.autograd.grad(expected, exact, grad.float())
     with torch.autocast("cpu", torch.bfloat16):
-        y = content_aware_reassembly(x, kernels, scale)
+        y = content_aware_reassembly(*half, scale)
+        grads = torch.autograd.grad(y, half, grad)
     assert y.dtype == dtype and torch.equal(y, expected.to(dtype))
-    y.float().sum().backward()
-    assert x.grad.dtype == kernels.grad.dtype == dtype
+    for actual, wanted in zip(grads, expected_grads, strict=True):
+        assert actual.dtype == dtype and torch.equal(actual, wanted.to(dtype))
 
 
 def test_memory_formats():

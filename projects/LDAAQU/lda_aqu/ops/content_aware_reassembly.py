@@ -14,7 +14,7 @@ from torch.nn import functional as F
 # Input pixels that are computed at a time: few on a CPU, so that what is read and written stays in
 # its caches; many elsewhere, so that there is work for all of a GPU.
 CPU_BAND_PIXELS = 1024
-BAND_PIXELS = 2**18
+BAND_PIXELS = 2**16
 
 
 def content_aware_reassembly(x: Tensor, kernels: Tensor, scale_factor: int) -> Tensor:
@@ -85,15 +85,14 @@ def _new_output(x: Tensor, scale_factor: int) -> Tensor:
 def _forward(x: Tensor, kernels: Tensor, scale_factor: int) -> Tensor:
     _check(x, kernels, scale_factor)
     output = _new_output(x, scale_factor)
-    with torch.autocast(x.device.type, enabled=False):
-        for band in _bands(x, kernels):
-            pixels = band.gather(x, 1)
-            weights = band.center(band.gather(kernels, scale_factor))
-            weights = weights.unflatten(2, (band.kernel_size, band.kernel_size))
-            sums = pixels.new_empty((band.length, scale_factor**2, x.shape[1]))
-            for u in range(band.kernel_size):
-                sums.baddbmm_(weights[:, :, u], band.window_row(pixels, u), beta=min(u, 1))
-            band.scatter(sums, output, scale_factor)
+    for band in _bands(x, kernels):
+        pixels = band.gather(x, 1)
+        weights = band.center(band.gather(kernels, scale_factor))
+        weights = weights.unflatten(2, (band.kernel_size, band.kernel_size))
+        sums = pixels.new_empty((band.length, scale_factor**2, x.shape[1]))
+        for u in range(band.kernel_size):
+            sums.baddbmm_(weights[:, :, u], band.window_row(pixels, u), beta=min(u, 1))
+        band.scatter(sums, output, scale_factor)
     return output
 
 
@@ -108,7 +107,7 @@ def _backward(
     grad_output: Tensor, x: Tensor, kernels: Tensor, scale_factor: int
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_kernels = _new_gradients(x, kernels)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):  # which would cast the factors of ``@``
         for band in _bands(x, kernels):
             grads = band.gather(grad_output, scale_factor)
             grads_here = band.center(grads)
