@@ -24,10 +24,12 @@ from lda_aqu.engine import (
 )
 from lda_aqu.engine.trainer import set_aside_metrics
 from lda_aqu.errors import exit_on_input_error
+from lda_aqu.upsamplers.files import import_upsampler_files
 
 
 def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
     """Train or evaluate, in each process."""
+    import_upsampler_files(cfg.MODEL.UPSAMPLER_FILES)
     register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
     default_setup(cfg, args)
     if args.eval_only:

@@ -84,7 +84,7 @@ def test_no_convolution_before_the_upsampler():
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["UPSAMPLER", "Carafe"], "MODEL.ROI_MASK_HEAD.UPSAMPLER 'Carafe'.*known: Bilinear"),
+        (["UPSAMPLER", "Carafe"], "MODEL.ROI_MASK_HEAD.UPSAMPLER 'Carafe'.*known: .*Bilinear"),
         (["CONV_DIM", 18], r"MODEL.ROI_MASK_HEAD.CONV_DIM 18.*reduction \(4\)"),
         (["NUM_CONV", 0, "CONV_DIM", 32], "MODEL.ROI_MASK_HEAD.CONV_DIM 32 .*the input, 16"),
     ],

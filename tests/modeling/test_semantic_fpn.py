@@ -93,7 +93,7 @@ def test_logits_upsampler():
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["UPSAMPLER", "Carafe"], "MODEL.SEM_SEG_HEAD.UPSAMPLER 'Carafe'.*known: Bilinear"),
+        (["UPSAMPLER", "Carafe"], "MODEL.SEM_SEG_HEAD.UPSAMPLER 'Carafe'.*known: .*Bilinear"),
         (["CONVS_DIM", 30, "NORM", ""], r"MODEL.SEM_SEG_HEAD.CONVS_DIM 30.*reduction \(4\)"),
         (
             ["LOGITS_UPSAMPLER", "LDAAQU"],

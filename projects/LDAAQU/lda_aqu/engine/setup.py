@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import yaml
@@ -13,6 +14,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from ..config import add_lda_aqu_config
 from ..data import register_coco_format_datasets
 from ..errors import InputError
+from ..upsamplers.files import import_upsampler_files
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,8 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
 
     It has DeepLab's keys too, for those of its schedule, ``SOLVER.POLY_LR_*``, and of its crops.
     ``MODEL.DEVICE`` is "auto" where nothing sets it: a GPU if there is one. The datasets that
-    ``DATASETS.COCO_FORMAT`` names are registered.
+    ``DATASETS.COCO_FORMAT`` names are registered. The Python files that ``MODEL.UPSAMPLER_FILES``
+    lists are run first, as the options of the upsamplers that they register are keys, too.
 
     Args:
         config_file: path of the YAML file, or "" for the defaults.
@@ -33,23 +36,47 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    add_lda_aqu_config(cfg)
     cfg.MODEL.DEVICE = "auto"
+    cfg.MODEL.UPSAMPLER_FILES = []
     if config_file and not os.path.isfile(config_file):
         raise InputError(f"config file {config_file!r} does not exist")
     if len(opts) % 2:
         raise InputError(f"options must be KEY VALUE pairs, and {opts[-1]!r} has no value")
-    known = set(_keys(cfg))
-    try:
+    with _input_errors(config_file, cfg):
+        upsampler_files = _upsampler_files(config_file, opts)
+    import_upsampler_files(upsampler_files)
+    add_lda_aqu_config(cfg)
+    with _input_errors(config_file, cfg):
         if config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(opts)
-    # What yacs and PyYAML raise for an unknown key, a wrong type and a file that is not YAML.
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
-        raise InputError(_explain(error, config_file, known)) from error
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
     register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
     return cfg
+
+
+@contextmanager
+def _input_errors(config_file: str, cfg: CfgNode) -> Iterator[None]:
+    """Raise as InputError what goes wrong while a file and options are merged into ``cfg``."""
+    known = set(_keys(cfg))
+    try:
+        yield
+    # What yacs and PyYAML raise for an unknown key, a wrong type and a file that is not YAML.
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+        raise InputError(_explain(error, config_file, known)) from error
+
+
+def _upsampler_files(config_file: str, opts: list[str]) -> list[str]:
+    """What ``MODEL.UPSAMPLER_FILES`` will be, before the keys are known that those files add."""
+    cfg = CfgNode({"MODEL": {"UPSAMPLER_FILES": []}})
+    cfg.set_new_allowed(True)
+    if config_file:
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)
+        cfg.merge_from_other_cfg(CfgNode(content))
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key == "MODEL.UPSAMPLER_FILES":
+            cfg.merge_from_list([key, value])
+    return cfg.MODEL.UPSAMPLER_FILES
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,55 @@
+"""What the upsamplers share that make a fixed number of output pixels of each input pixel."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+from .base import Upsampler
+
+
+class WholeScaleUpsampler(Upsampler):
+    """Base of the upsamplers that make s x s output pixels of each input pixel.
+
+    A subclass implements :meth:`upsample`, to the s-fold size. Of that map, an output that is
+    smaller by less than s either way is the upper left part, as the map that was downsampled by s
+    was the larger by the rounding; an output of any other size is interpolated bilinearly.
+
+    Args:
+        in_channels: C.
+        scale_factor: s, whole.
+
+    Raises:
+        InputError: ``scale_factor`` is not whole and positive.
+    """
+
+    def __init__(self, in_channels: int, scale_factor: float = 2) -> None:
+        super().__init__(in_channels, scale_factor)
+        if scale_factor != int(scale_factor):
+            raise InputError(
+                f"{type(self).__name__} needs a whole scale_factor, got {scale_factor}; "
+                "a call may ask for any output_size"
+            )
+        self.scale_factor = int(scale_factor)
+
+    def upsample(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, sH, sW)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """(N, C, H, W) to (N, C, H', W')."""
+        if output_size is None:  # not rounded, so that an exported model is not bound to one size
+            output_size = tuple(size * self.scale_factor for size in x.shape[2:])
+        height, width = self.target_size(x, output_size)
+        y = self.upsample(x)
+        surplus = (y.shape[2] - height, y.shape[3] - width)
+        if surplus == (0, 0):
+            return y
+        if all(0 <= pixels < self.scale_factor for pixels in surplus):
+            return y[:, :, :height, :width]
+        return F.interpolate(y, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
+    """(N, s² C, H, W) to (N, C, sH, sW), as ``F.pixel_shuffle``, whose gradient fails for N = 0."""
+    blocks = x.unflatten(1, (x.shape[1] // scale_factor**2, scale_factor, scale_factor))
+    return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)

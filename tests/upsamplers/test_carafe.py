@@ -1,0 +1,127 @@
+import subprocess
+import sys
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from lda_aqu import build_upsampler
+from lda_aqu.errors import InputError
+from randomized import randomized
+
+
+def loops(x: np.ndarray, state: dict[str, np.ndarray], scale: int, kernel_size: int) -> np.ndarray:
+    """The paper's equations for one image (C, H, W), one output pixel at a time."""
+    compressed = oracle.convolve(x, state["channel_compressor.weight"])
+    compressed += state["channel_compressor.bias"][:, None, None]
+    encoded = oracle.convolve(compressed, state["content_encoder.weight"])
+    encoded += state["content_encoder.bias"][:, None, None]
+    c, h, w = x.shape
+    p = kernel_size // 2
+    padded = np.pad(x, ((0, 0), (p, p), (p, p)))
+    output = np.zeros((c, h * scale, w * scale))
+    for i in range(h * scale):
+        for j in range(w * scale):
+            row, column = i // scale, j // scale
+            logits = encoded[i % scale * scale + j % scale :: scale**2, row, column]
+            weights = np.exp(logits) / np.exp(logits).sum()
+            window = padded[:, row : row + kernel_size, column : column + kernel_size]
+            output[:, i, j] = window.reshape(c, -1) @ weights
+    return output
+
+
+@pytest.mark.parametrize(
+    "scale, size, options",
+    [
+        (2, (4, 6), {}),
+        (2, (1, 1), {}),
+        (4, (3, 2), {"kernel_size": 3, "encoder_kernel_size": 1}),
+        (3, (5, 2), {"compressed_channels": 2, "encoder_kernel_size": 5}),
+        (1, (4, 4), {"kernel_size": 7}),
+    ],
+)
+def test_matches_the_loops(scale, size, options):
+    module = randomized("CARAFE", 4, scale, **{"compressed_channels": 5, **options}).double()
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    state = {key: value.numpy() for key, value in module.state_dict().items()}
+    kernel_size = options.get("kernel_size", 5)
+    expected = np.stack([loops(image, state, scale, kernel_size) for image in x.numpy()])
+    torch.testing.assert_close(module(x).detach(), torch.from_numpy(expected))
+
+
+def test_starts_as_the_mean_of_a_window():
+    x = torch.randn(1, 8, 9, 9)
+    mean = torch.nn.functional.avg_pool2d(x, 5, stride=1)  # of the windows inside the map
+    y = build_upsampler("CARAFE", 8)(x)[:, :, 4:-4, 4:-4]
+    torch.testing.assert_close(
+        y, mean.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=0.02, rtol=0
+    )
+
+
+def test_published_parameters():
+    """74k at 256 channels (Wang et al., ICCV 2019): the compressor, 256 * 64 + 64, and the encoder,
+    9 * 64 * 100 + 100. Names are those of open-mmlab/mmcv's CARAFEPack."""
+    state = build_upsampler("CARAFE", 256).state_dict()
+    assert {key: tuple(value.shape) for key, value in state.items()} == {
+        "channel_compressor.weight": (64, 256, 1, 1),
+        "channel_compressor.bias": (64,),
+        "content_encoder.weight": (100, 64, 3, 3),
+        "content_encoder.bias": (100,),
+    }
+    assert sum(value.numel() for value in state.values()) == 74_148
+
+
+def test_initial_values():
+    module = build_upsampler("CARAFE", 64)
+    bound = (6 / (64 + 64)) ** 0.5  # Xavier uniform
+    assert 0.95 * bound < module.channel_compressor.weight.abs().max() <= bound
+    assert module.content_encoder.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert not module.channel_compressor.bias.any() and not module.content_encoder.bias.any()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"compressed_channels": 0}, "compressed_channels must be positive, got 0"),
+        ({"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
+        ({"encoder_kernel_size": 2}, "encoder_kernel_size must be odd and positive, got 2"),
+    ],
+)
+def test_values_that_do_not_fit_raise(options, message):
+    with pytest.raises(InputError, match=message):
+        build_upsampler("CARAFE", 8, **options)
+
+
+MEMORY_SCRIPT = """
+import torch
+from lda_aqu import build_upsampler
+
+def memory(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+
+def peak(run):
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets the peak, VmHWM
+    before = memory("VmRSS")
+    result = run()
+    return memory("VmHWM") - before, result
+
+module = build_upsampler("CARAFE", 256)
+module(torch.randn(1, 256, 8, 8, requires_grad=True)).sum().backward()
+x = torch.randn(1, 256, 100, 168, requires_grad=True)
+forward, y = peak(lambda: module(x))
+grad = torch.ones_like(y)
+backward, _ = peak(lambda: y.backward(grad))
+print(forward, backward)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux gives it")
+def test_peak_memory():
+    """At P2 of an 800 x 1344 image the output takes 66 MiB, and its unfolded windows 1640 MiB."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True
+    )
+    forward, backward = map(float, result.stdout.split())
+    assert 66 < forward < 160 and backward < 160, f"{forward:.0f} and {backward:.0f} MiB"
