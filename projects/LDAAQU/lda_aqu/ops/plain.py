@@ -6,6 +6,7 @@ Shape shorthand:
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
 import torch
@@ -23,7 +24,7 @@ def forward(
     num_heads: int,
 ) -> Tensor:
     """See :func:`lda_aqu.ops.local_deformable_attention`."""
-    with torch.autocast(value.device.type, enabled=False):
+    with _without_autocast(value):
         sampler = _Sampler(query, key, value, offsets, position_bias, num_heads)
         attention = sampler.attention()
         output = sampler.split_heads(sampler.value.new_zeros((*value.shape[:2], *query.shape[2:])))
@@ -41,7 +42,7 @@ def sampling(
     Returns:
         Positions (N, g, K, 2, Y, X), (y, x) in input pixels, and weights (N, h, K, Y, X).
     """
-    with torch.autocast(key.device.type, enabled=False):
+    with _without_autocast(key):
         sampler = _Sampler(query, key, key, offsets, position_bias, num_heads)
         return sampler.positions(), sampler.attention()
 
@@ -56,7 +57,7 @@ def backward(
     num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the five tensors, in their order; the last is empty without a bias."""
-    with torch.autocast(value.device.type, enabled=False):
+    with _without_autocast(value):
         s = _Sampler(query, key, value, offsets, position_bias, num_heads)
         attention = s.attention()
         grad_output = s.split_heads(grad_output.to(s.value.dtype))
@@ -93,6 +94,14 @@ def backward(
         grad_offsets.to(offsets.dtype),
         grad_bias,
     )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    device = x.device.type
+    # Only where there is something to disable: an exported graph has no such regions.
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 class _Sampler:
@@ -156,9 +165,7 @@ class _Sampler:
 
     def sample(self, source: Tensor, n: int) -> Tensor:
         """Read point n of ``source``, (N * g, C / g, H, W): (N, C, Y, X)."""
-        return self._merge_groups(
-            torch.grid_sampler_2d(source, self._grid(n), BILINEAR, ZEROS, True)
-        )
+        return self._merge_groups(torch.grid_sampler(source, self._grid(n), BILINEAR, ZEROS, True))
 
     def sample_backward(
         self, grad: Tensor, source: Tensor, n: int, grad_source: Tensor, grad_offsets: Tensor

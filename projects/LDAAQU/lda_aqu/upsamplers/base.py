@@ -44,10 +44,11 @@ class Upsampler(nn.Module):
         """
         self._check_map(x)
         if output_size is None:
-            # A whole factor as such: a size may be symbolic, while a model is exported.
             factor = self.scale_factor
-            factor = int(factor) if float(factor).is_integer() else factor
-            height, width = (int(size * factor) for size in x.shape[2:])
+            if float(factor).is_integer():  # then sizes stay symbolic while a model is exported
+                height, width = (size * int(factor) for size in x.shape[2:])
+            else:
+                height, width = (int(size * factor) for size in x.shape[2:])
         else:
             height, width = output_size
         if height < 1 or width < 1:
