@@ -16,7 +16,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def with_offsets(model: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, LDAAQU):
             nn.init.normal_(module.conv_offset[3].weight, std=0.3)
@@ -25,6 +24,7 @@ def with_offsets(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["LDAAQU", "LAU", "GuidedLDAAQU"])
 def test_onnx_of_any_size(name, tmp_path):
+    torch.manual_seed(0)
     module = with_offsets(build_upsampler(name, 32))
     guided = isinstance(module, GuidedUpsampler)
     height, width = (torch.export.Dim(axis, min=2, max=512) for axis in "hw")
@@ -57,6 +57,7 @@ def test_onnx_of_any_size(name, tmp_path):
 
 def test_torchscript_of_a_detector_of_any_size(tmp_path):
     config = ROOT / "configs/Small/mask_rcnn_R_18_FPN_dsb2018_lda_aqu.yaml"
+    torch.manual_seed(0)
     model = with_offsets(build_model(load_config(config, ["MODEL.DEVICE", "cpu"])))
 
     def detect(model: nn.Module, inputs: list) -> object:
