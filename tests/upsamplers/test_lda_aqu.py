@@ -8,6 +8,7 @@ import pytest
 import torch
 from lda_aqu import LDAAQU
 from lda_aqu.errors import InputError
+from lda_aqu.ops import BACKENDS
 from torch.nn import functional as F
 
 PUBLISHED_NAMES = {
@@ -240,7 +241,9 @@ def test_peak_memory_of_a_forward():
     )
     peak, output = map(float, result.stdout.split())
     assert output == pytest.approx(65.6, abs=0.1)
-    assert output < peak < 400, f"peak extra memory {peak:.0f} MiB"
+    # Plain PyTorch, where the kernels were not compiled, samples one point of the values at a time.
+    bound = 400 if BACKENDS["cpp"].unavailable(torch.device("cpu")) else 3 * output
+    assert output < peak < bound, f"peak extra memory {peak:.0f} MiB"
 
 
 def test_import_needs_torch_alone():

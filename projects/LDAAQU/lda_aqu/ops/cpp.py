@@ -182,6 +182,8 @@ class _Call:
         )
         batch, depth, out_height, out_width = query.shape
         _, groups, points = offsets.shape[:3]
+        if key.shape[2] * key.shape[3] >= 2**31:
+            raise RuntimeError(f"maps of 2^31 pixels and more do not fit: {tuple(key.shape)}")
         self.problem = Problem(
             batch=batch,
             depth=depth,
