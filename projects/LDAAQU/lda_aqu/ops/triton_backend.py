@@ -1,7 +1,7 @@
 """Local deformable attention on GPUs: launches the kernels of :mod:`lda_aqu.ops.triton_kernels`.
 
 The kernels were checked against :mod:`lda_aqu.ops.plain` under Triton's interpreter, on a CPU, and
-compiled for GPUs of NVIDIA and AMD. They have not been run on a GPU, nor timed.
+compiled for NVIDIA's sm_80 and sm_90 and AMD's gfx942. They have not been run on a GPU, nor timed.
 
 Neither direction stores samples. Nothing is added up by atomic operations either: the gradients of
 key and value are gathered, from the samples sorted by where they were read, and come out the same

@@ -350,8 +350,8 @@ def cells_kernel(
 ):  # fmt: skip
     """The number of the cell that each sample lies in, int32 (N, GROUPS, POINTS, Y * X).
 
-    Cells are numbered row by row from the one that begins at (-1, -1), W + 1 in a row. Samples whose
-    cell has no corner on the map have the number after the last.
+    Cells are numbered row by row from the one that begins at (-1, -1), W + 1 in a row. Samples
+    whose cell has no corner on the map have the number after the last.
     """
     geometry = _geometry(H, W, Y, X, COMPUTE)
     sample = tl.program_id(0).to(INDEX) * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
