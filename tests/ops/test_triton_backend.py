@@ -1,5 +1,7 @@
 """Triton's kernels: under its interpreter, and compiled for GPUs that need not be here."""
 
+# ruff: noqa: E402
+
 import os
 import subprocess
 import sys
@@ -7,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
+
+triton = pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
+
 from lda_aqu.ops import triton_backend, triton_kernels
 from paths import ROOT
 from triton.backends.compiler import GPUTarget
@@ -130,20 +134,21 @@ def test_deterministic_algorithms_fix_the_tiles(launches, monkeypatch):
 
 @needs_compiler
 def test_says_why_it_is_unavailable(monkeypatch):
-    assert "torch.float8_e5m2" in triton_backend.unavailable(torch.zeros(2).to(torch.float8_e5m2))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert triton_backend.unavailable(cpu) == "Triton compiles for GPUs, not for cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert triton_backend.unavailable(torch.zeros(2), None) == "no GPU is available to PyTorch"
+    assert triton_backend.unavailable(gpu) == "no GPU is available to PyTorch"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old GPU")
-    assert "on cpu" in triton_backend.unavailable(torch.zeros(2))
-    assert triton_backend.unavailable() == "An old GPU has a compute capability below 8.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert triton_backend.unavailable(gpu) == "An old GPU has a compute capability below 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert triton_backend.unavailable() == ""
+    assert triton_backend.unavailable(gpu) == ""
 
 
 def test_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "lda_aqu.ops.triton_kernels")
     monkeypatch.delattr("lda_aqu.ops.triton_kernels")
-    assert triton_backend.unavailable().startswith("Triton cannot be imported: ")
+    reason = triton_backend.unavailable(torch.device("cuda"))
+    assert reason.startswith("Triton cannot be imported: ")

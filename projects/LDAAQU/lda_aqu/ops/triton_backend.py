@@ -23,31 +23,24 @@ from torch import Tensor
 
 from .memory_format import memory_format_of
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MIN_CAPABILITY = (8, 0)  # the oldest of NVIDIA's GPUs that Triton supports
 MAX_CHANNEL_BLOCK = 128  # channels of a tile; wider slices take several
 CELL_BLOCK = 1024  # samples of one program of cells_kernel
 MAX_INT32_ELEMENTS = 2**31  # tensors with fewer are addressed in 32 bits
 
 
-def unavailable(*tensors: Tensor | None) -> str:
-    """Why the kernels cannot run here or, given tensors, on those; empty if they can."""
+def unavailable(device: torch.device) -> str:
+    """Why the kernels cannot run on a device, or an empty string."""
     try:
         from . import triton_kernels
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
-    given = [tensor for tensor in tensors if tensor is not None]
-    for tensor in given:
-        if tensor.dtype not in DTYPES:
-            return f"no Triton kernel is for {tensor.dtype}, but for {', '.join(map(str, DTYPES))}"
     if triton_kernels.INTERPRETED:
         return ""
+    if device.type != "cuda":
+        return f"Triton compiles for GPUs, not for {device.type}"
     if not torch.cuda.is_available():
         return "no GPU is available to PyTorch"
-    for tensor in given:
-        if tensor.device.type != "cuda":
-            return f"the tensors are on {tensor.device}, not on a GPU"
-    device = given[0].device if given else None
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         name = torch.cuda.get_device_name(device)
         return f"{name} has a compute capability below {'.'.join(map(str, MIN_CAPABILITY))}"
@@ -85,7 +78,9 @@ def backward(
         torch.empty_like(key, memory_format=channels_last),
         _empty_as(value, value.shape),
         torch.empty_like(offsets),
-        query.new_empty(0) if position_bias is None else torch.empty_like(position_bias),
+        query.new_empty(0)
+        if position_bias is None
+        else position_bias.new_empty(position_bias.shape),
     )
     if grad_output.numel():
         call = _Call(query, key, value, offsets, position_bias, num_heads)
