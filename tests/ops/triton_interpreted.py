@@ -1,0 +1,204 @@
+"""Run by test_triton_backend.py, in a process that has TRITON_INTERPRET=1 from its start."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import triton
+from lda_aqu import LDAAQU
+from lda_aqu.ops import plain, triton_backend, triton_kernels
+
+# batch, heads, groups, depth, channels, k, input size, output size, bias
+CASES = {
+    "default": (1, 1, 2, 4, 6, 3, (2, 2), (3, 2), True),
+    "heads across groups": (1, 2, 3, 6, 12, 1, (2, 2), (3, 5), True),
+    "groups across heads": (1, 3, 2, 6, 6, 1, (3, 1), (2, 4), False),
+    "heads within groups": (1, 4, 2, 4, 8, 1, (2, 2), (5, 3), True),
+    "groups within heads": (1, 2, 4, 8, 4, 1, (2, 1), (4, 4), True),
+    "five by five": (1, 1, 1, 3, 5, 5, (2, 3), (2, 3), True),
+    "five by five, no bias": (1, 1, 1, 1, 1, 5, (2, 2), (3, 2), False),
+    "one output row": (1, 1, 1, 2, 3, 3, (4, 3), (1, 5), True),
+    "one output column": (2, 1, 1, 2, 2, 1, (2, 3), (6, 1), False),
+    "one input pixel": (1, 1, 2, 2, 2, 1, (1, 1), (3, 2), True),
+    "one pixel each": (1, 1, 1, 1, 1, 3, (1, 1), (1, 1), False),
+    "smaller": (1, 1, 1, 3, 2, 1, (5, 4), (2, 3), True),
+    "many channels": (1, 1, 1, 130, 259, 1, (2, 2), (2, 3), True),
+}
+
+
+def draw(shapes: tuple, dtype=torch.float64) -> tuple:
+    batch, heads, groups, depth, channels, k, input_size, output_size, has_bias = shapes
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return (
+        normal(batch, depth, *output_size),
+        normal(batch, depth, *input_size),
+        normal(batch, channels, *input_size),
+        2 * normal(batch, groups, k**2, 2, *output_size),  # many leave the map
+        normal(heads, k**2, depth // heads) if has_bias else None,
+        heads,
+    )
+
+
+def assert_same(inputs: tuple, rtol: float, atol: float) -> None:
+    """Output and all gradients are those of plain PyTorch, NaN where these are."""
+    output = triton_backend.forward(*inputs)
+    expected = plain.forward(*inputs)
+    torch.testing.assert_close(output, expected, rtol=rtol, atol=atol, equal_nan=True)
+    generator = torch.Generator().manual_seed(0)
+    grad_output = torch.randn(output.shape, generator=generator).to(output.dtype)
+    grads = triton_backend.backward(grad_output, *inputs)
+    for name, grad, expected in zip(
+        ("query", "key", "value", "offsets", "bias"),
+        grads,
+        plain.backward(grad_output, *inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(
+            grad, expected, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def set_tiles(monkeypatch, size: int) -> None:
+    for kernel, name in (
+        (triton_kernels.forward_kernel, "BLOCK_PIXELS"),
+        (triton_kernels.backward_pixels_kernel, "BLOCK_PIXELS"),
+        (triton_kernels.backward_source_kernel, "BLOCK_SAMPLES"),
+    ):
+        monkeypatch.setattr(kernel, "configs", [triton.Config({name: size})])
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch):
+    """The interpreter's time goes with the number of programs, not with their size."""
+    set_tiles(monkeypatch, 256)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_plain_pytorch(case):
+    assert triton_kernels.INTERPRETED
+    assert_same(draw(CASES[case]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["default", "heads across groups", "five by five"])
+def test_matches_the_loops(case):
+    inputs = draw(CASES[case])
+    arrays = [i.numpy() if torch.is_tensor(i) else i for i in inputs]
+    expected = torch.from_numpy(oracle.attention(*arrays))
+    torch.testing.assert_close(triton_backend.forward(*inputs), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_shapes_in_float32(seed):
+    rng = np.random.default_rng(seed)
+    heads, groups = (int(rng.integers(1, 4)) for _ in range(2))
+    unit = int(np.lcm(heads, groups))
+    depth, channels = (unit * int(rng.integers(1, 4)) for _ in range(2))
+    sizes = [tuple(int(n) for n in rng.integers(1, 4, 2)) for _ in range(2)]
+    shapes = (1, heads, groups, depth, channels, int(rng.choice([1, 1, 3])), *sizes, seed % 2 == 0)
+    assert_same(draw(shapes, torch.float32), rtol=1e-5, atol=1e-5)
+
+
+def test_small_tiles(monkeypatch):
+    """Pixels and samples that fill several tiles, and the last of them in part."""
+    set_tiles(monkeypatch, 8)
+    assert_same(draw((1, 1, 1, 2, 2, 1, (1, 2), (5, 7), True)), rtol=1e-10, atol=1e-12)
+
+
+def test_64_bit_addresses(monkeypatch):
+    monkeypatch.setattr(triton_backend, "MAX_INT32_ELEMENTS", 0)
+    assert_same(draw(CASES["heads within groups"]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    inputs = draw(CASES["one input pixel"], dtype)
+    assert triton_backend.forward(*inputs).dtype == dtype
+    # No more than the rounding of the results.
+    assert_same(inputs, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_mixed_dtypes():
+    query, key, value, offsets, bias, heads = draw(CASES["one output row"])
+    inputs = (query.half(), key.half(), value.bfloat16(), offsets.float(), bias.float(), heads)
+    assert_same(inputs, rtol=torch.finfo(torch.bfloat16).eps, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the interpreter
+def test_nan_and_infinity():
+    """In offsets, queries, keys and values: NaN where plain PyTorch has it, and nowhere else."""
+    shapes = (1, 2, 1, 2, 4, 1, (3, 3), (3, 5), True)
+    query, key, value, offsets, bias, heads = draw(shapes)
+    offsets *= 0.1  # so that most positions lie on the map
+    bad = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e300], dtype=torch.float64)
+    offsets[0, 0, 0, 0, 0] = bad
+    offsets[0, 0, 0, 1, 1, 1:4] = bad[:3]
+    query[0, 0, 2, 2] = torch.nan
+    key[0, 1, 2, 2] = torch.inf
+    value[0, 0, 0, 0] = torch.nan
+    value[0, 3, 2, 1] = -torch.inf
+    inputs = (query, key, value, offsets, bias, heads)
+    output = triton_backend.forward(*inputs)
+    assert output[0, :, 0, :3].isnan().all() and output[0, :, 0, 3:].eq(0).all()
+    assert output.isfinite().any()
+    assert_same(inputs, rtol=1e-10, atol=1e-12)
+
+
+def test_reads_nothing_outside_the_map():
+    """The map lies between NaN, in the layout that is read without a copy."""
+    inputs = list(draw((1, 1, 1, 2, 3, 1, (2, 3), (4, 5), True)))
+    for i in (1, 2):
+        n, c, h, w = inputs[i].shape
+        memory = torch.full((2 * h * w + h * w, c), torch.nan, dtype=torch.float64)
+        middle = memory[h * w : 2 * h * w].view(n, h, w, c).permute(0, 3, 1, 2)
+        assert middle.is_contiguous(memory_format=torch.channels_last)
+        inputs[i] = middle.copy_(inputs[i])
+    assert triton_backend.forward(*inputs).isfinite().all()
+    assert_same(tuple(inputs), rtol=1e-10, atol=1e-12)
+
+
+def test_memory_formats():
+    """The output and the value's gradient have the format of the value; any strides are read."""
+    inputs = draw((2, 1, 1, 2, 3, 1, (2, 3), (3, 2), True))
+    expected = triton_backend.forward(*inputs)
+    assert expected.is_contiguous()
+    query, key, value, offsets, bias, heads = inputs
+    value = value.contiguous(memory_format=torch.channels_last)
+    key = key.repeat_interleave(2, dim=1)[:, ::2]
+    strided = (query.mT.contiguous().mT, key, value, offsets.mT.contiguous().mT)
+    output = triton_backend.forward(*strided, bias, heads)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    assert_same((*strided, bias, heads), rtol=1e-10, atol=1e-12)
+    grads = triton_backend.backward(output, *strided, bias, heads)
+    assert grads[2].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_positions_far_outside_read_zero():
+    query, key, value, offsets, bias, heads = draw((1, 1, 1, 2, 2, 1, (2, 2), (3, 2), True))
+    inputs = (query, key, value, offsets + 1e6, bias, heads)
+    assert triton_backend.forward(*inputs).eq(0).all()
+    grads = triton_backend.backward(torch.ones_like(query), *inputs)
+    assert all(grad.eq(0).all() for grad in grads[1:4])
+
+
+def test_empty_batch():
+    assert_same(draw((0, 1, 1, 2, 2, 1, (2, 2), (3, 3), True)), rtol=0, atol=0)
+
+
+def test_matches_the_published_implementation(golden, monkeypatch):
+    """The small variant's module, with the operator of Triton in it."""
+    reference = golden("lite_c64_r16")
+    monkeypatch.setattr(plain, "forward", triton_backend.forward)
+    monkeypatch.setattr(plain, "backward", triton_backend.backward)
+    module = LDAAQU(64, reduction=16, backend="plain").double()
+    module.load_state_dict(reference["state_dict"])
+    x = reference["x"].detach().requires_grad_()
+    y = module(x)
+    y.backward(reference["grad_y"])
+    actual = {"y": y, "x": x.grad, **{k: p.grad for k, p in module.named_parameters()}}
+    expected = {"y": reference["y"], "x": reference["grad_x"], **reference["param_grads"]}
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
