@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from ..errors import InputError
-from . import cpp, plain
+from . import cpp, plain, triton_backend
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cpp", "C++ kernels for the CPU", cpp, cpp.unavailable),
+        Backend("triton", "Triton kernels for GPUs", triton_backend, triton_backend.unavailable),
         Backend("plain", "plain PyTorch", plain, lambda device: ""),
     )
 }
