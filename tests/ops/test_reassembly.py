@@ -35,6 +35,29 @@ def test_matches_the_loops(input_size, output_size, k):
         torch.testing.assert_close(similarity(x, query, k)[n], torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize("output_size", [(6, 8), (7, 7)])
+def test_what_is_exported_is_the_same(monkeypatch, output_size):
+    x, query = torch.randn(2, 6, 3, 4), torch.randn(2, 6, *output_size)
+    weights = torch.randn(2, 2, 9, *output_size)
+    expected = reassemble(x, weights), similarity(x, query, 3)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    for name in ("_reassemble", "_similarity"):
+        monkeypatch.setattr(reassembly, name, None)
+    torch.testing.assert_close((reassemble(x, weights), similarity(x, query, 3)), expected)
+
+
+def test_compiles():
+    compiled = torch.compile(reassemble, backend="aot_eager", fullgraph=True)
+    for size in ((6, 8), (7, 9)):
+        x = torch.randn(1, 4, 3, 4, requires_grad=True)
+        weights = torch.randn(1, 1, 9, *size, requires_grad=True)
+        results = []
+        for function in (compiled, reassemble):
+            y = function(x, weights)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (x, weights))))
+        torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("output_size", [(6, 8), (5, 7)])
 def test_gradients_of_every_order(output_size):
     x = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -49,11 +72,11 @@ def test_gradients_of_every_order(output_size):
 
 
 def test_operators_are_registered_as_pytorch_asks():
-    x, weights = torch.randn(2, 4, 3, 5), torch.randn(2, 9, 6, 5)
-    query = torch.randn(2, 4, 6, 5)
+    x, weights = torch.randn(2, 4, 3, 5), torch.randn(2, 2, 9, 6, 6)
+    query = torch.randn(2, 4, 6, 6)
     for operator, inputs in (
         (reassembly._reassemble, (x, weights)),
-        (reassembly._similarity, (x, query, 9)),
+        (reassembly._similarity, (x, query, 2, 9)),
         (reassembly._spread, (weights, query, 3, 5)),
     ):
         for tensor in inputs[:2]:
@@ -92,9 +115,18 @@ def test_empty_batch():
     assert similarity(x, torch.zeros(0, 4, 6, 7), 3).shape == (0, 9, 6, 7)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 9, 6, 8), (2, 3, 9, 6, 8), (2, 9, 6, 8)])
+@pytest.mark.parametrize("shape", [(1, 4, 9, 6, 8), (2, 3, 9, 6, 8), (2, 0, 9, 6, 8), (2, 9, 6, 8)])
 def test_shapes_that_do_not_fit_raise(shape):
     with pytest.raises(RuntimeError, match=r"x \(2, 4, 3, 4\)"):
         reassemble(torch.zeros(2, 4, 3, 4), torch.zeros(shape))
     with pytest.raises(RuntimeError, match="do not fit"):
         similarity(torch.zeros(2, 4, 3, 4), torch.zeros(2, 5, 6, 8), 3)
+
+
+def test_windows_have_a_centre():
+    x = torch.zeros(1, 2, 3, 4)
+    for number in (0, 4, 8, 16):
+        with pytest.raises(RuntimeError, match=f"k² positions with k odd, got {number}"):
+            reassemble(x, torch.zeros(1, 1, number, 6, 8))
+    with pytest.raises(RuntimeError, match="k² positions with k odd, got 4"):
+        similarity(x, torch.zeros(1, 2, 6, 8), 2)
