@@ -24,7 +24,7 @@ from lda_aqu.engine import (
 )
 from lda_aqu.engine.trainer import set_aside_metrics
 from lda_aqu.errors import exit_on_input_error
-from lda_aqu.upsamplers.files import import_upsampler_files
+from lda_aqu.upsamplers.user_files import import_upsampler_files
 
 
 def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:

@@ -22,8 +22,20 @@ def with_offsets(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["LDAAQU", "LAU", "GuidedLDAAQU"])
-def test_onnx_of_any_size(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, operator",
+    [
+        ("LDAAQU", "GridSample"),
+        ("LAU", "GridSample"),
+        ("GuidedLDAAQU", "GridSample"),
+        ("Bicubic", "Resize"),
+        ("Deconv", "ConvTranspose"),
+        ("PixelShuffle", "Conv"),
+        ("CARAFE", "Softmax"),
+        ("DySample", "GridSample"),
+    ],
+)
+def test_onnx_of_any_size(name, operator, tmp_path):
     torch.manual_seed(0)
     module = with_offsets(build_upsampler(name, 32))
     guided = isinstance(module, GuidedUpsampler)
@@ -44,7 +56,7 @@ def test_onnx_of_any_size(name, tmp_path):
     )
     graph = onnx.load(file).graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
-    assert "GridSample" in {node.op_type for node in graph.node}
+    assert operator in {node.op_type for node in graph.node}
     session = onnxruntime.InferenceSession(file)
     for size in ((9, 13), (6, 20)):
         given = inputs(*size)

@@ -15,7 +15,6 @@ from lda_aqu.upsamplers import Upsampler
 from test_fpn import Given
 from torch import Tensor, nn
 from torch.nn import functional as F
-from unguided import UNGUIDED
 
 CHANNELS = 32
 
@@ -52,7 +51,7 @@ def mask_head(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
     return head, lambda: head(regions, instances)["loss_mask"]
 
 
-@pytest.mark.parametrize("name", UNGUIDED)
+@pytest.mark.parametrize("name", UPSAMPLER_REGISTRY.unguided())
 @pytest.mark.parametrize("build", [pyramid, semantic_fpn, upernet, mask_head])
 def test_loss_falls(name, build):
     if name == "LDAAQUStar" and build is not pyramid:

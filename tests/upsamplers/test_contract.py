@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from lda_aqu import build_upsampler
+from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
 from lda_aqu.errors import InputError
 from randomized import randomized
-from unguided import UNGUIDED
 
 CHANNELS = 32
 
 
-@pytest.fixture(params=UNGUIDED)
+@pytest.fixture(params=UPSAMPLER_REGISTRY.unguided())
 def module(request):
     torch.manual_seed(0)
     return randomized(request.param, CHANNELS)
@@ -28,7 +27,7 @@ def test_any_size(module, batch, size, output_size):
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
-@pytest.mark.parametrize("name", UNGUIDED)
+@pytest.mark.parametrize("name", UPSAMPLER_REGISTRY.unguided())
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8.0])
 def test_scale_factor(name, scale):
     y = build_upsampler(name, CHANNELS, scale)(torch.randn(1, CHANNELS, 2, 3))
@@ -89,7 +88,7 @@ def test_compiles_without_a_graph_break(module):
     torch.testing.assert_close(compiled(x), module(x))
 
 
-@pytest.mark.parametrize("name", UNGUIDED)
+@pytest.mark.parametrize("name", UPSAMPLER_REGISTRY.unguided())
 @pytest.mark.parametrize("shape", [(1, 8, 4, 4), (CHANNELS, 4, 4)])
 def test_calls_that_do_not_fit_raise(name, shape):
     with pytest.raises(InputError, match="built for"):

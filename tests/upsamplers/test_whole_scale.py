@@ -34,19 +34,6 @@ def test_the_scale_factor_is_whole(name):
     assert build_upsampler(name, 8, 4.0)(torch.zeros(1, 8, 2, 3)).shape == (1, 8, 8, 12)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_exports_as_standard_operators(name, monkeypatch):
-    """With sizes that vary; exporters to ONNX know no operators of ours."""
-    monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
-    module, x = randomized(name, 8), torch.randn(2, 8, 5, 7)
-    sizes = {axis: torch.export.Dim(size) for axis, size in ((0, "n"), (2, "h"), (3, "w"))}
-    program = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=False)
-    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert not any("lda_aqu" in operator for operator in operators)
-    for other in (x, torch.randn(1, 8, 4, 6)):
-        torch.testing.assert_close(program.module()(other), module(other))
-
-
 @pytest.mark.parametrize("n", [0, 2])
 def test_pixel_shuffle(n):
     x = torch.randn(n, 18, 2, 5, requires_grad=True)

@@ -14,7 +14,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from ..config import add_lda_aqu_config
 from ..data import register_coco_format_datasets
 from ..errors import InputError
-from ..upsamplers.files import import_upsampler_files
+from ..upsamplers.user_files import import_upsampler_files
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """The operators: what they compute, and how. Know nothing of modules, networks or Detectron2."""
 
 from .backends import BACKEND_CHOICES, BACKENDS, check_backend
-from .content_aware_reassembly import content_aware_reassembly
 from .local_deformable_attention import local_deformable_attention
 from .reassembly import reassemble, similarity
 
@@ -9,7 +8,6 @@ __all__ = [
     "BACKENDS",
     "BACKEND_CHOICES",
     "check_backend",
-    "content_aware_reassembly",
     "local_deformable_attention",
     "reassemble",
     "similarity",

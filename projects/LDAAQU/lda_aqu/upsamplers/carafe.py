@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops import content_aware_reassembly
+from ..ops import reassemble
+from .base import check_odd
 from .registry import UPSAMPLER_REGISTRY
 from .whole_scale import WholeScaleUpsampler, pixel_shuffle
 
@@ -42,12 +43,7 @@ class CARAFE(WholeScaleUpsampler):
         super().__init__(in_channels, scale_factor)
         if compressed_channels < 1:
             raise InputError(f"compressed_channels must be positive, got {compressed_channels}")
-        for name, size in (
-            ("kernel_size", kernel_size),
-            ("encoder_kernel_size", encoder_kernel_size),
-        ):
-            if size < 1 or size % 2 == 0:
-                raise InputError(f"{name} must be odd and positive, got {size}")
+        check_odd(kernel_size=kernel_size, encoder_kernel_size=encoder_kernel_size)
         self.channel_compressor = nn.Conv2d(in_channels, compressed_channels, 1)
         self.content_encoder = nn.Conv2d(
             compressed_channels,
@@ -69,4 +65,4 @@ class CARAFE(WholeScaleUpsampler):
         logits = self.content_encoder(self.channel_compressor(x))
         logits = pixel_shuffle(logits, self.scale_factor)
         kernels = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return content_aware_reassembly(x, kernels, self.scale_factor)
+        return reassemble(x, kernels[:, None])

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..errors import InputError
+from .base import check_odd
 from .registry import UPSAMPLER_REGISTRY
 from .whole_scale import WholeScaleUpsampler, pixel_shuffle
 
@@ -30,8 +30,7 @@ class PixelShuffle(WholeScaleUpsampler):
 
     def __init__(self, in_channels: int, scale_factor: float = 2, kernel_size: int = 3) -> None:
         super().__init__(in_channels, scale_factor)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise InputError(f"kernel_size must be odd and positive, got {kernel_size}")
+        check_odd(kernel_size=kernel_size)
         self.upsample_conv = nn.Conv2d(
             in_channels,
             in_channels * self.scale_factor**2,

@@ -37,8 +37,6 @@ class WholeScaleUpsampler(Upsampler):
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) to (N, C, H', W')."""
-        if output_size is None:  # not rounded, so that an exported model is not bound to one size
-            output_size = tuple(size * self.scale_factor for size in x.shape[2:])
         height, width = self.target_size(x, output_size)
         y = self.upsample(x)
         surplus = (y.shape[2] - height, y.shape[3] - width)

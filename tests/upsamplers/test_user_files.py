@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
 from lda_aqu.engine import load_config
 from lda_aqu.errors import InputError
-from lda_aqu.upsamplers.files import import_upsampler_files
+from lda_aqu.upsamplers.user_files import import_upsampler_files
 from paths import ROOT
 from torch.nn import functional as F
 
