@@ -2,7 +2,8 @@
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from .measure import interleaved_times
 from .workload import Setting
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, threads and versions."""
+def describe_machine(setting: Setting) -> dict[str, Any]:
+    """Processor, threads, versions and setting."""
     description = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -23,10 +24,15 @@ def describe_machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if device.startswith("cuda"):
-        description["gpu"] = torch.cuda.get_device_name(device)
+    if setting.device.startswith("cuda"):
+        description["gpu"] = torch.cuda.get_device_name(setting.device)
         description["cuda"] = torch.version.cuda
-    return description
+    return description | asdict(setting)
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """The machine as one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items())
 
 
 def _cpu_model() -> str:
@@ -47,6 +53,13 @@ class Roofline:
 
     multiply_adds: float
     bytes: float
+
+    def describe(self) -> dict[str, float]:
+        """Both rates, for :func:`machine_text`."""
+        return {
+            "giga_multiply_adds_per_s_of_matmul": round(self.multiply_adds / 1e9, 1),
+            "gb_per_s_of_copy": round(self.bytes / 1e9, 1),
+        }
 
     def shortest_time(self, flops: float, bytes_moved: float) -> float:
         """Seconds that the arithmetic or the memory traffic takes at least, whichever is longer.

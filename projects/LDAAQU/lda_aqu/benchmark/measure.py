@@ -64,7 +64,8 @@ def peak_memory(work: Preparable, device: str, threads: int) -> int | None:
     if not CLEAR_REFS.exists():
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # Fresh processes are copies of a server that has imported all they need.
+    context.set_forkserver_preload(["__main__", __name__, type(work).__module__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak_resident_memory, work, threads).result()
 

@@ -66,8 +66,8 @@ class ModelWorkload:
         return torch.no_grad()(lambda: model.backbone(normalized))
 
     def smallest(self) -> "ModelWorkload":
-        """The same with one small image, to warm up with."""
-        return replace(self, image_size=(64, 64), batch_size=1)
+        """The same with small images, to warm up with."""
+        return replace(self, image_size=(64, 64))
 
 
 def noise_images(number: int, size: tuple[int, int]) -> list[dict[str, Any]]:

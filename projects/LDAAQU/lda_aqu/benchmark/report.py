@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..errors import InputError
+from .machine import machine_text
 
 Cell = str | int | float | None
 
@@ -64,11 +65,6 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"--output {str(folder)!r} cannot be written to: {error}") from error
-
-
-def machine_text(machine: Mapping[str, Any]) -> str:
-    """The machine as one line."""
-    return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
 def write_report(

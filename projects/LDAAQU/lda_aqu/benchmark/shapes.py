@@ -18,10 +18,6 @@ class Step:
     input_size: tuple[int, int]
     output_size: tuple[int, int]
 
-    def __str__(self) -> str:
-        sizes = ["x".join(map(str, size)) for size in (self.input_size, self.output_size)]
-        return f"{self.channels}x{sizes[0]} -> {sizes[1]}"
-
 
 def parse_size(text: str) -> tuple[int, int]:
     """``"800x1344"``, height and width in pixels, to (800, 1344).
@@ -45,11 +41,25 @@ def fpn_steps(image_size: tuple[int, int], channels: int = FPN_CHANNELS) -> list
     return [Step(f"P{n}->P{n - 1}", channels, levels[n], levels[n - 1]) for n in (5, 4, 3)]
 
 
-def resolution_sweep(sides: Sequence[int], channels: int = FPN_CHANNELS) -> list[Step]:
-    """Square maps of these sides, upsampled by 2."""
-    return [Step(f"{side}x{side}", channels, (side, side), (2 * side, 2 * side)) for side in sides]
+def resolution_sweep(sides: Sequence[int]) -> list[Step]:
+    """Square maps of these sides, 256 channels, upsampled by 2.
+
+    Raises:
+        InputError: a side is not positive.
+    """
+    return [_doubling(f"{side}x{side}", FPN_CHANNELS, side) for side in sides]
 
 
-def channel_sweep(channels: Sequence[int], side: int) -> list[Step]:
-    """A square map of this side with these numbers of channels, upsampled by 2."""
-    return [Step(f"{c} channels", c, (side, side), (2 * side, 2 * side)) for c in channels]
+def channel_sweep(channels: Sequence[int]) -> list[Step]:
+    """Maps of 64 x 64 with these numbers of channels, upsampled by 2.
+
+    Raises:
+        InputError: a number is not positive.
+    """
+    return [_doubling(f"{number} channels", number, 64) for number in channels]
+
+
+def _doubling(name: str, channels: int, side: int) -> Step:
+    if channels < 1 or side < 1:
+        raise InputError(f"a map of {channels} channels and side {side}: both must be positive")
+    return Step(name, channels, (side, side), (2 * side, 2 * side))
