@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lda_aqu.benchmark.command_line import (
-    add_module_options,
     add_shared_options,
+    add_upsampler_option,
     apply_shared_options,
 )
 from lda_aqu.benchmark.implementations import select_implementations
@@ -29,6 +29,7 @@ from lda_aqu.benchmark.module_benchmark import (
 )
 from lda_aqu.benchmark.report import write_report
 from lda_aqu.benchmark.shapes import channel_sweep, fpn_steps, parse_size, resolution_sweep
+from lda_aqu.benchmark.workload import DTYPES
 from lda_aqu.errors import InputError, exit_on_input_error
 
 TITLES = {
@@ -47,7 +48,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
     modules = commands.add_parser("modules", help="the upsamplers by themselves")
     add_shared_options(modules, "800x1344", "output/benchmark")
-    add_module_options(modules)
+    add_upsampler_option(modules)
+    modules.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
     modules.add_argument(
         "--sweep-sides",
         type=int,

@@ -7,7 +7,7 @@ import torch
 
 from ..errors import InputError
 from .report import prepare_folder
-from .workload import DTYPES, MEMORY_FORMATS, Setting
+from .workload import MEMORY_FORMATS, Setting
 
 
 def add_shared_options(parser: argparse.ArgumentParser, size: str, output: str) -> None:
@@ -27,15 +27,14 @@ def add_shared_options(parser: argparse.ArgumentParser, size: str, output: str) 
     )
 
 
-def add_module_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for measuring modules."""
+def add_upsampler_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--only``."""
     parser.add_argument(
         "--only",
         nargs="+",
         metavar="NAME",
         help="upsamplers, with options where wanted: NAME or NAME:OPTION=VALUE,...; default: all",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
 
 
 def apply_shared_options(args: argparse.Namespace) -> Setting:

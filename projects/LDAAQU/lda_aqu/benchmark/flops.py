@@ -26,8 +26,8 @@ REDUCTIONS = "cumsum linalg_vector_norm mean norm prod sum"
 NO_ARITHMETIC = """
     Bool Float Int IntImplicit __or__ alias amax amin any all arange argmax argsort as_strided
     bitwise_and broadcast_tensors channel_shuffle clamp_max clamp_min clone col2im constant_pad_nd
-    diff dim empty_like expand_as fill fill_ floor_divide im2col index_select is_floating_point
-    isfinite le len linspace logical_and logical_not logical_or lt masked_select
+    diff dim empty_like expand_as feature_dropout fill fill_ floor_divide im2col index_select
+    is_floating_point isfinite le len linspace logical_and logical_not logical_or lt masked_select
     max_pool2d meshgrid movedim moveaxis ne new_ones nonzero_numpy numel numpy_T one_hot ones_like
     pad pixel_shuffle pixel_unshuffle reflection_pad2d repeat repeat_interleave replication_pad2d
     reshape_as round ceil scalar_tensor scatter scatter_ sort swapaxes take_along_dim tensor tile
@@ -72,6 +72,16 @@ def _avg_pool2d(inputs: list[Any], outputs: list[Any]) -> int:
     return _size(outputs[0]) * prod(kernel if len(kernel) == 2 else 2 * kernel)
 
 
+def _reassembly(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of x and weights (N, k², Y, X): k² multiply-adds for each element of the output."""
+    return _size(outputs[0]) * get_shape(inputs[1])[1]
+
+
+def _similarity(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of x (N, C, H, W) and query: C multiply-adds for each element of the output."""
+    return _size(outputs[0]) * get_shape(inputs[0])[1]
+
+
 HANDLES: dict[str, Handle | None] = {
     **{
         f"aten::{name}{in_place}": _per_result(1)
@@ -85,8 +95,22 @@ HANDLES: dict[str, Handle | None] = {
     "aten::upsample_bicubic2d": _per_result(16),
     "aten::grid_sampler_2d": _per_result(4),
     "lda_aqu::local_deformable_attention": _local_deformable_attention,
+    "lda_aqu::content_aware_reassembly": _reassembly,
+    "lda_aqu::reassemble": _reassembly,
+    "lda_aqu::similarity": _similarity,
     "torchvision::nms": None,
     "torchvision::roi_align": _per_result(4),
+}
+
+# Functions that Detectron2 compiles when a model is traced: what it does with boxes and masks that
+# it has found, next to nothing beside the network.
+SCRIPTED = {
+    "_batched_nms_coordinate_trick",
+    "_batched_nms_vanilla",
+    "_convert_boxes_to_pooler_format",
+    "_create_zeros",
+    "move_device_like",
+    "paste_masks_in_image",
 }
 
 
@@ -121,8 +145,16 @@ def count_model_flops(model: nn.Module, images: list[dict[str, Any]]) -> FlopCou
 
 
 def _count(analysis: FlopCountAnalysis) -> FlopCount:
-    analysis.set_op_handle(**HANDLES)
+    unknown = Counter()
+
+    def scripted(inputs: list[Any], outputs: list[Any]) -> int:
+        name = inputs[0].node().s("name")
+        if name not in SCRIPTED:
+            unknown[name] += 1
+        return 0
+
+    analysis.set_op_handle(**HANDLES, **{"prim::CallFunction": scripted})
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    by_operator = dict(analysis.by_operator())
-    return FlopCount(by_operator, dict(analysis.unsupported_ops()))
+    by_operator = {name: flops for name, flops in analysis.by_operator().items() if flops}
+    return FlopCount(by_operator, dict(unknown + analysis.unsupported_ops()))

@@ -79,8 +79,8 @@ def model_table(title: str, measurements: Sequence[ModelMeasurement]) -> Table:
         (
             "relative: the median beside that of the first model of the part",
             "peak: memory beyond the model and its images at its highest",
-            "weights are random and images are noise: the second stage gets as many proposals as "
-            "it may, and little is detected",
+            "weights are random and images are noise; no box suppresses another, so that all "
+            "models work on as many boxes",
         ),
     )
 
@@ -94,7 +94,7 @@ def plot_models(path: Path, measurements: Sequence[ModelMeasurement]) -> None:
         found = [m for m in measurements if m.part == part]
         bars = axes.barh([m.model for m in found], [1e3 * m.seconds["median"] for m in found])
         axes.bar_label(bars, [f"{m.relative - 1:+.1%}" for m in found], padding=3)
-        axes.margins(x=0.15)
+        axes.margins(x=0.3)
         axes.invert_yaxis()
         axes.set_yticks(
             range(len(found)), [m.model for m in found] if column == 0 else [""] * len(found)

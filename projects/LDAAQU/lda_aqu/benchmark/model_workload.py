@@ -44,7 +44,13 @@ class ModelWorkload:
 
     def config(self) -> CfgNode:
         """The merged config; InputError if a file, a key or a value cannot be used."""
-        return load_config(self.config_file, [*self.opts, "MODEL.DEVICE", self.setting.device])
+        cfg = load_config(self.config_file, [*self.opts, "MODEL.DEVICE", self.setting.device])
+        # Random weights find boxes at random. Where none suppresses another, all models have the
+        # same number of them to work on, the most that the config allows.
+        cfg.MODEL.RPN.NMS_THRESH = 1.0
+        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
+        cfg.MODEL.RETINANET.NMS_THRESH_TEST = 1.0
+        return cfg
 
     def build(self) -> nn.Module:
         """The model, in evaluation mode; InputError if the config names what cannot be built."""
