@@ -19,6 +19,7 @@ from lda_aqu.benchmark.comparison import (
     compare,
     compared_upsamplers,
     comparison_table,
+    is_published_model,
     plot_comparison,
     published_table,
     read_results,
@@ -73,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = describe_machine(setting)
     title = f"Upsamplers at {finest.name} of 256 channels, and {Path(args.config_file).stem}"
     table = comparison_table(f"{title}, image {args.size}", comparisons, measured_ap)
-    tables = [table, *filter(None, [published_table(comparisons)])]
+    tables = [table]
+    if is_published_model(model.config()):
+        tables += filter(None, [published_table(comparisons)])
     print(machine_text(machine), *(t.text() for t in tables), sep="\n\n")
     table.write_csv(args.output / "upsamplers.csv")
     plot_comparison(args.output / "upsamplers.png", comparisons, measured_ap)

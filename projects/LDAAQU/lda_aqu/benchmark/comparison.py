@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
@@ -252,8 +253,20 @@ def _cells(cost: Cost, unit: float) -> tuple[float | str | None, ...]:
     )
 
 
+def is_published_model(cfg: CfgNode) -> bool:
+    """Whether it is, but for upsampler and topology, the Faster R-CNN R50 of the papers."""
+    model = cfg.MODEL
+    return (
+        model.META_ARCHITECTURE == "GeneralizedRCNN"
+        and not model.MASK_ON
+        and model.RESNETS.DEPTH == 50
+        and model.FPN.OUT_CHANNELS == 256
+        and model.ROI_HEADS.NUM_CLASSES == 80
+    )
+
+
 def published_table(comparisons: Sequence[Comparison]) -> Table | None:
-    """Parameters of the models beside those published, or None without the baseline's."""
+    """Parameters of Faster R-CNN R50 beside those published, or None without the baseline's."""
     by_label = {c.upsampler: c for c in comparisons}
     if BASELINE not in by_label:
         return None
@@ -277,7 +290,10 @@ def published_table(comparisons: Sequence[Comparison]) -> Table | None:
     return Table(
         "Parameters beside those published",
         ("model", "published", "here, published topology", "here, the config's topology"),
-        [(row[0], *(f"{value / 1e6:.3f} M" for value in row[1:])) for row in rows],
+        [
+            (name, f"{published / 1e6:g} M", *(f"{value / 1e6:.3f} M" for value in here))
+            for name, published, *here in rows
+        ],
         (
             "published: Faster R-CNN R50, from the paper of LDA-AQU",
             "the published topology has a P6 of two convolutions, 5.3 M parameters, and four "

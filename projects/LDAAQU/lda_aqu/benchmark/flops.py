@@ -68,7 +68,7 @@ def _local_deformable_attention(inputs: list[Any], outputs: list[Any]) -> Counte
 
 
 def _avg_pool2d(inputs: list[Any], outputs: list[Any]) -> int:
-    kernel = inputs[1].toIValue()
+    kernel = [side.toIValue() for side in inputs[1].node().inputs()]
     return _size(outputs[0]) * prod(kernel if len(kernel) == 2 else 2 * kernel)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 from .agreement import Agreement, check_agreement, published_results
@@ -220,6 +221,7 @@ def _plot_steps(path: Path, measurements: Sequence[Measurement]) -> None:
                 places = [labels.index(m.implementation) + 0.2 * (2 * backward - 1) for m in found]
                 axes.barh(places, [get(m) for m in found], 0.4, label=name)
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_yticks(range(len(labels)), labels if column == 0 else [""] * len(labels))
             axes.invert_yaxis()
             axes.set_xlabel(quantity)
@@ -249,6 +251,7 @@ def _plot_sweep(path: Path, measurements: Sequence[Measurement], over: str) -> N
                 )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("channels" if over == "channels" else "pixels of the output")
             axes.set_ylabel(quantity)
             axes.set_title(name)

@@ -1,5 +1,6 @@
 """One upsampler at one size, ready to be run: its inputs, its parameters, its gradients."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,23 +59,24 @@ class Workload:
 
         Returns:
             A function without arguments that returns the output, or with ``backward`` a tuple of
-            the output and the gradients of the input and of each parameter.
+            the output and the gradients of the input, the guide if any, and each parameter.
         """
         module = self.build()
-        x, argument = self.inputs(module)
+        x, size_or_guide = self.inputs(module)
         if not self.backward:
 
             def forward() -> Tensor:
                 with torch.no_grad():
-                    return module(x, argument)
+                    return module(x, size_or_guide)
 
             return forward
 
         grad_output = self.setting.randn(1, self.step.channels, *self.step.output_size, seed=2)
-        wanted = [x.requires_grad_(), *module.parameters()]
+        maps = [t.requires_grad_() for t in (x, size_or_guide) if isinstance(t, Tensor)]
+        wanted = [*maps, *module.parameters()]
 
         def forward_and_backward() -> tuple[Tensor, ...]:
-            output = module(x, argument)
+            output = module(x, size_or_guide)
             return output.detach(), *torch.autograd.grad(output, wanted, grad_output)
 
         return forward_and_backward
@@ -94,9 +96,11 @@ class Workload:
         module.to(self.setting.device, DTYPES[self.setting.dtype])
         return module.to(memory_format=MEMORY_FORMATS[self.setting.memory_format])
 
-    def inputs(self, module: Upsampler) -> tuple[Tensor, tuple[int, int]]:
-        """The map to be upsampled, and the second argument of the module's call."""
+    def inputs(self, module: Upsampler) -> tuple[Tensor, Tensor | tuple[int, int]]:
+        """The map to be upsampled, and the second argument: the output's size, or a guide."""
         x = self.setting.randn(1, self.step.channels, *self.step.input_size, seed=1)
+        if "guide" in inspect.signature(module.forward).parameters:
+            return x, self.setting.randn(1, self.step.channels, *self.step.output_size, seed=3)
         return x, self.step.output_size
 
     def smallest(self) -> "Workload":
