@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..engine import Trainer, load_config
-from .workload import DEFAULT_SETTING, MEMORY_FORMATS, Setting
+from .workload import DEFAULT_SETTING, Setting, set_memory_format
 
 PARTS = ("backbone", "detector", "training")
 OBJECTS = 20  # in each image that is trained on
@@ -55,8 +55,7 @@ class ModelWorkload:
     def build(self) -> nn.Module:
         """The model, in evaluation mode; InputError if the config names what cannot be built."""
         torch.manual_seed(0)
-        model = build_model(self.config()).eval()
-        return model.to(memory_format=MEMORY_FORMATS[self.setting.memory_format])
+        return set_memory_format(build_model(self.config()).eval(), self.setting.memory_format)
 
     def prepare(self) -> Callable[[], Any]:
         """Make the model and its images, and return a function without arguments that runs it."""
