@@ -1,14 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lda_aqu import LDAAQU
 from lda_aqu.benchmark.implementations import (
     PUBLISHED,
+    describe_backends,
     parse_implementation,
     select_implementations,
 )
 from lda_aqu.benchmark.shapes import Step, channel_sweep, fpn_steps, parse_size, resolution_sweep
 from lda_aqu.benchmark.workload import Setting, Workload
 from lda_aqu.errors import InputError
+from lda_aqu.ops.backends import BACKENDS
 from lda_aqu.upsamplers import UPSAMPLER_REGISTRY
 
 STEP = Step("", 16, (4, 6), (8, 12))
@@ -50,6 +54,7 @@ def test_options_are_parsed():
     [
         ("Nearset", "unknown upsampler 'Nearset'; known: .*Nearest"),
         ("LDAAQU:reduction", "options are NAME:OPTION=VALUE"),
+        ("LDAAQU:backend=cuda", "unknown backend 'cuda'; known: auto, .*plain"),
     ],
 )
 def test_names_that_are_none_raise(text, message):
@@ -60,6 +65,29 @@ def test_names_that_are_none_raise(text, message):
 def test_options_that_are_none_raise():
     with pytest.raises(InputError, match="LDAAQU has no option 'reductoin'"):
         parse_implementation("LDAAQU:reductoin=2").build(8)
+
+
+def test_a_backend_that_cannot_run_raises_with_its_reason(monkeypatch):
+    broken = replace(BACKENDS["cpp"], unavailable=lambda device: f"no luck on {device}")
+    monkeypatch.setitem(BACKENDS, "cpp", broken)
+    labels = [i.label for i in select_implementations(["LDAAQU"], "cpu")]
+    assert "LDAAQU (plain)" in labels and "LDAAQU (cpp)" not in labels
+    assert "cpp cannot run: no luck on cpu; " in describe_backends("cpu")
+    with pytest.raises(InputError, match="'cpp' cannot run on cpu: no luck on cpu"):
+        select_implementations(["LDAAQU:backend=cpp"], "cpu")
+
+
+@pytest.mark.parametrize(
+    "names, with_published",
+    [
+        (["LDAAQU:backend=plain", "Nearest"], True),
+        (["LDAAQU:reduction=16"], False),
+        (["Nearest"], False),
+    ],
+)
+def test_the_published_algorithm_is_measured_with_what_it_is_compared_to(names, with_published):
+    labels = [i.label for i in select_implementations(names, "cpu")]
+    assert labels == [PUBLISHED] * with_published + names
 
 
 def test_every_upsampler_and_every_backend_is_measured_by_default():

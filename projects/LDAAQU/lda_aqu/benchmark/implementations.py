@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import yaml
 
 from ..errors import InputError
+from ..ops.backends import BACKENDS, check_backend
 from ..upsamplers import UPSAMPLER_REGISTRY, Upsampler, build_upsampler
 from .published_algorithm import PublishedLDAAQU
 
@@ -28,6 +30,13 @@ class Implementation:
     upsampler: str
     options: dict[str, Any] = field(default_factory=dict)
     reference: bool = False
+
+    @property
+    def is_as_published(self) -> bool:
+        """Whether it is to give the results of the published algorithm, computed in another way."""
+        return (
+            self.upsampler == "LDAAQU" and not self.reference and self.options.keys() <= {"backend"}
+        )
 
     def build(self, channels: int) -> Upsampler:
         """The upsampler for maps of ``channels``.
@@ -57,32 +66,45 @@ def parse_implementation(text: str) -> Implementation:
     return Implementation(text, name, options)
 
 
-def runnable_backends(device: str) -> list[str]:
-    """The backends of the operator that can run on this machine, the fastest first."""
-    return ["plain"]
-
-
-def lda_aqu_implementations(device: str) -> list[Implementation]:
-    """LDA-AQU by the published algorithm, which comes first, and by every backend that can run."""
-    return [
-        Implementation(PUBLISHED, "LDAAQU", reference=True),
-        *(Implementation(f"LDAAQU ({backend})", "LDAAQU") for backend in runnable_backends(device)),
-    ]
-
-
 def select_implementations(names: Sequence[str] | None, device: str) -> list[Implementation]:
     """What to measure: of ``names``, upsamplers with or without options, or all that there are.
 
-    "LDAAQU" without options stands for :func:`lda_aqu_implementations`.
+    "LDAAQU" without options stands for each backend that can run on ``device``. Where LDA-AQU is
+    among them, the published algorithm is too, and comes first.
 
     Raises:
-        InputError: a name that is not known.
+        InputError: a name that is not known, or a backend that cannot run, with the reason.
     """
     result = []
     for name in names or ("LDAAQU", *(name for name in UPSAMPLER_REGISTRY if name != "LDAAQU")):
         implementation = parse_implementation(name)
         if name == "LDAAQU":
-            result += lda_aqu_implementations(device)
-        else:
-            result.append(implementation)
+            result += [
+                Implementation(f"LDAAQU ({backend})", "LDAAQU", {"backend": backend})
+                for backend in BACKENDS
+                if not _why_not(backend, device)
+            ]
+            continue
+        backend = implementation.options.get("backend", "auto")
+        check_backend(backend)
+        if backend != "auto" and _why_not(backend, device):
+            raise InputError(
+                f"{name}: backend {backend!r} cannot run on {device}: {_why_not(backend, device)}"
+            )
+        result.append(implementation)
+    if any(implementation.is_as_published for implementation in result):
+        result.insert(0, Implementation(PUBLISHED, "LDAAQU", reference=True))
     return result
+
+
+def describe_backends(device: str) -> str:
+    """Which backends can run on a device, and why the others cannot."""
+    reasons = {backend: _why_not(backend, device) for backend in BACKENDS}
+    return "; ".join(
+        f"{name} {f'cannot run: {reason}' if reason else 'runs'}"
+        for name, reason in reasons.items()
+    )
+
+
+def _why_not(backend: str, device: str) -> str:
+    return BACKENDS[backend].unavailable(torch.device(device))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .implementations import describe_backends
 from .measure import interleaved_times
 from .workload import Setting
 
@@ -23,6 +24,7 @@ def describe_machine(setting: Setting) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "backends": describe_backends(setting.device),
     }
     if setting.device.startswith("cuda"):
         description["gpu"] = torch.cuda.get_device_name(setting.device)

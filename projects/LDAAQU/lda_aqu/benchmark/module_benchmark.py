@@ -58,18 +58,12 @@ def check_all(
 ) -> list[Agreement]:
     """Compare the backends of LDA-AQU with the published algorithm, at every step."""
     reference = [i for i in implementations if i.reference]
-    checked = [i for i in implementations if _same_as_published(i)]
+    checked = [i for i in implementations if i.is_as_published]
     results = []
     for step in tqdm(steps if reference else (), desc="agreement", unit="step", leave=False):
         expected = published_results(Workload(reference[0], step, setting))
         results += [check_agreement(Workload(i, step, setting), expected) for i in checked]
     return results
-
-
-def _same_as_published(implementation: Implementation) -> bool:
-    return implementation.upsampler == "LDAAQU" and not (
-        implementation.reference or implementation.options
-    )
 
 
 def measure_steps(
@@ -107,7 +101,7 @@ def _measure(
         median = seconds[label]["median"]
         flops = None if backward else _flops(work[label])
         speedup = share = None
-        if PUBLISHED in seconds and _same_as_published(implementation):
+        if implementation.is_as_published:
             speedup = seconds[PUBLISHED]["median"] / median
         if flops is not None:
             share = roofline.shortest_time(flops, _least_traffic(step, setting)) / median
