@@ -92,35 +92,22 @@ def compare(
     Raises:
         InputError: the model cannot be built with one of them, or does not use it.
     """
+    modules = {i.label: Workload(i, step, model.setting) for i in implementations}
     models = {
         i.label: replace(model, opts=(*model.opts, *upsampler_keys(i))) for i in implementations
     }
-    published_topology_parameters = {}
-    for i in tqdm(implementations, desc="models", unit="model", leave=False):
-        _check_use(models[i.label], i)
-        published = (*models[i.label].opts, "MODEL.FPN.TOPOLOGY", "published")
-        published_topology_parameters[i.label] = trained_parameters(
-            replace(model, opts=published).build()
-        )
-
-    def module_flops(workload: Workload) -> FlopCount:
-        module = workload.build()
-        return count_module_flops(module, workload.inputs(module))
-
-    def model_flops(workload: ModelWorkload) -> FlopCount:
-        return count_model_flops(workload.build(), noise_images(1, workload.image_size))
-
-    modules = {i.label: Workload(i, step, model.setting) for i in implementations}
-    module_costs = _costs(modules, module_flops, model.setting.device, repeats, "modules")
-    model_costs = _costs(models, model_flops, model.setting.device, repeats, "models")
+    model_costs = _costs(models, _count_model, repeats, "models")
+    module_costs = _costs(modules, _count_module, repeats, "modules")
     return [
         Comparison(
-            i.label,
-            module_costs[i.label],
-            model_costs[i.label],
-            published_topology_parameters[i.label],
+            label,
+            module_costs[label],
+            model_costs[label],
+            trained_parameters(
+                replace(model, opts=(*model.opts, "MODEL.FPN.TOPOLOGY", "published")).build()
+            ),
         )
-        for i in implementations
+        for label, model in tqdm(models.items(), desc="published topology", leave=False)
     ]
 
 
@@ -138,33 +125,42 @@ def trained_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _check_use(model: ModelWorkload, implementation: Implementation) -> None:
-    cls = UPSAMPLER_REGISTRY.get(implementation.upsampler)
-    if not any(type(module) is cls for module in model.build().backbone.modules()):
+def _count_module(workload: Workload) -> tuple[int, FlopCount]:
+    """Parameters and FLOPs."""
+    module = workload.build()
+    return trained_parameters(module), count_module_flops(module, workload.inputs(module))
+
+
+def _count_model(workload: ModelWorkload) -> tuple[int, FlopCount]:
+    """Parameters and FLOPs; InputError where the pyramid does not use the upsampler."""
+    model, cfg = workload.build(), workload.config()
+    cls = UPSAMPLER_REGISTRY.get(cfg.MODEL.FPN.UPSAMPLER)
+    if not any(type(module) is cls for module in model.backbone.modules()):
         raise InputError(
-            f"config {model.config_file!r}: the backbone {model.config().MODEL.BACKBONE.NAME!r} "
+            f"config {workload.config_file!r}: the backbone {cfg.MODEL.BACKBONE.NAME!r} "
             "does not use MODEL.FPN.UPSAMPLER; use build_resnet_lda_aqu_fpn_backbone or "
             "build_retinanet_resnet_lda_aqu_fpn_backbone"
         )
+    images = noise_images(1, workload.image_size)
+    return trained_parameters(model), count_model_flops(model, images)
 
 
 def _costs(
     work: Mapping[str, W],
-    count_flops: Callable[[W], FlopCount],
-    device: str,
+    count: Callable[[W], tuple[int, FlopCount]],
     repeats: int,
     description: str,
 ) -> dict[str, Cost]:
     """Count and measure; the runs of all are timed in turns."""
+    device = next(iter(work.values())).setting.device
     items = tqdm(work.items(), desc=f"FLOPs of {description}", leave=False)
-    flops = {label: count_flops(workload) for label, workload in items}
+    counts = {label: count(workload) for label, workload in items}
     runs = {label: workload.prepare() for label, workload in work.items()}
     times = interleaved_times(runs, repeats, device, f"time of {description}")
     items = tqdm(work.items(), desc=f"memory of {description}", leave=False)
     return {
         label: Cost(
-            parameters=trained_parameters(workload.build()),
-            flops=flops[label],
+            *counts[label],
             seconds=summarize(times[label]),
             peak_bytes=peak_memory(workload, device, torch.get_num_threads()),
         )

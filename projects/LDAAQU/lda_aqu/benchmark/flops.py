@@ -3,7 +3,8 @@
 Counts are fvcore's: one multiply-add is one FLOP, as in the tables of papers. What fvcore does not
 know is counted here: one FLOP for each result of an elementwise function, one for each element
 that is summed, four (bilinear) or sixteen (bicubic) for each interpolated value. Operators that
-move, compare, sort or index do no arithmetic and count zero.
+move, compare, sort or index do no arithmetic and count zero. This project's own operators are
+counted by their schema; LDA-AQU's is made of standard ones where a model is traced, as it is here.
 """
 
 from collections import Counter

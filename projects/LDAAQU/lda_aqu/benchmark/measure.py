@@ -2,6 +2,7 @@
 
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -64,8 +65,9 @@ def peak_memory(work: Preparable, device: str, threads: int) -> int | None:
     if not CLEAR_REFS.exists():
         return None
     context = multiprocessing.get_context("forkserver")
-    # Fresh processes are copies of a server that has imported all they need.
-    context.set_forkserver_preload(["__main__", __name__, type(work).__module__])
+    # Fresh processes are copies of a server that has imported what this one has, and run nothing.
+    project = __name__.partition(".")[0]
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith(project)])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak_resident_memory, work, threads).result()
 
