@@ -7,13 +7,14 @@ from torch import Tensor
 
 from .workload import DTYPES, Workload
 
-# Of output and gradients, relative. Gradients have steps where a sampled position passes from one
-# cell to the next, and there the rounding of a position decides.
+# Of output and gradients, relative. The gradient of a position has steps, where it passes from one
+# cell of the map to the next: there rounding decides. Half precision rounds positions by hundredths
+# of a pixel, so that several percent of them change cells: only what is plainly wrong shows there.
 TOLERANCES = {
     "float64": (1e-10, 1e-9),
     "float32": (1e-5, 1e-3),
-    "bfloat16": (3e-2, 3e-1),
-    "float16": (5e-3, 1.5e-1),
+    "bfloat16": (3e-2, 6e-1),
+    "float16": (5e-3, 6e-1),
 }
 
 

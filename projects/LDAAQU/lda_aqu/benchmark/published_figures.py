@@ -39,12 +39,12 @@ PUBLISHED_RESULTS = (
         "DySample:style=pl,num_groups=8,dynamic_scope=true", "DySample-S+", 38.6, FREQFUSION_TABLE
     ),
     PublishedResult("DySample:dynamic_scope=true", "DySample+", 38.7, LDA_AQU_PAPER),
-    PublishedResult("LDAAQU:reduction=16", "LDA-AQU*", 38.9, LDA_AQU_PAPER),
+    PublishedResult("LDAAQUStar", "LDA-AQU*", 38.9, LDA_AQU_PAPER),
     PublishedResult("LDAAQU", "LDA-AQU", 39.2, LDA_AQU_PAPER),
 )
 
 PUBLISHED_PARAMETERS = {"Nearest": 46.8e6}
 """Of Faster R-CNN, from the paper of LDA-AQU: those that are trained, frozen stages not counted."""
 
-PUBLISHED_EXTRA_PARAMETERS = {"LDAAQU:reduction=16": 0.04e6, "LDAAQU": 0.158e6}
+PUBLISHED_EXTRA_PARAMETERS = {"LDAAQUStar": 0.04e6, "LDAAQU": 0.158e6}
 """What an upsampler adds to them, from the same paper."""

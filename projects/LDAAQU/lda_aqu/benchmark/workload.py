@@ -1,6 +1,5 @@
 """One upsampler at one size, ready to be run: its inputs, its parameters, its gradients."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..upsamplers import Upsampler
+from ..upsamplers import GuidedUpsampler, Upsampler
 from .implementations import Implementation
 from .shapes import Step
 
@@ -110,7 +109,7 @@ class Workload:
     def inputs(self, module: Upsampler) -> tuple[Tensor, Tensor | tuple[int, int]]:
         """The map to be upsampled, and the second argument: the output's size, or a guide."""
         x = self.setting.randn(1, self.step.channels, *self.step.input_size, seed=1)
-        if "guide" in inspect.signature(module.forward).parameters:
+        if isinstance(module, GuidedUpsampler):
             return x, self.setting.randn(1, self.step.channels, *self.step.output_size, seed=3)
         return x, self.step.output_size
 

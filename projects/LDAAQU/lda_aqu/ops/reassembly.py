@@ -43,14 +43,15 @@ def reassemble(x: Tensor, weights: Tensor) -> Tensor:
     Raises:
         RuntimeError: shapes do not fit one another.
     """
-    torch._check(
-        x.dim() == 4
-        and weights.dim() == 5
-        and weights.shape[0] == x.shape[0]
-        and weights.shape[1] > 0
-        and x.shape[1] % weights.shape[1] == 0,
-        lambda: f"shapes do not fit: x {tuple(x.shape)}, weights {tuple(weights.shape)}",
-    )
+    if not torch.jit.is_tracing():  # sizes are tensors then
+        torch._check(
+            x.dim() == 4
+            and weights.dim() == 5
+            and weights.shape[0] == x.shape[0]
+            and weights.shape[1] > 0
+            and x.shape[1] % weights.shape[1] == 0,
+            lambda: f"shapes do not fit: x {tuple(x.shape)}, weights {tuple(weights.shape)}",
+        )
     batch, groups = weights.shape[:2]
     grouped = x.reshape(batch * groups, x.shape[1] // groups, *x.shape[2:])
     grid = _Grid(x.shape[2:], weights.shape[3:])
