@@ -45,8 +45,7 @@ class ModelWorkload:
     def config(self) -> CfgNode:
         """The merged config; InputError if a file, a key or a value cannot be used."""
         cfg = load_config(self.config_file, [*self.opts, "MODEL.DEVICE", self.setting.device])
-        # Random weights find boxes at random. Where none suppresses another, all models have the
-        # same number of them to work on, the most that the config allows.
+        # No box suppresses another, so that models have the same number of them to work on.
         cfg.MODEL.RPN.NMS_THRESH = 1.0
         cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
         cfg.MODEL.RETINANET.NMS_THRESH_TEST = 1.0
@@ -55,7 +54,14 @@ class ModelWorkload:
     def build(self) -> nn.Module:
         """The model, in evaluation mode; InputError if the config names what cannot be built."""
         torch.manual_seed(0)
-        return set_memory_format(build_model(self.config()).eval(), self.setting.memory_format)
+        model = build_model(self.config()).eval()
+        # Boxes stay where the anchors are: moved at random, some would be empty and be dropped, and
+        # models would differ in how many they work on.
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "anchor_deltas" in name or "bbox_pred" in name:
+                    parameter.zero_()
+        return set_memory_format(model, self.setting.memory_format)
 
     def prepare(self) -> Callable[[], Any]:
         """Make the model and its images, and return a function without arguments that runs it."""
