@@ -54,6 +54,7 @@ def local_deformable_attention(
     """
     check_backend(backend)
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        # Unchecked: sizes are tensors while a graph is traced.
         return plain.forward(query, key, value, offsets, position_bias, num_heads)
     return _forward(query, key, value, offsets, position_bias, num_heads, backend)
 

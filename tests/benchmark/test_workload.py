@@ -1,0 +1,127 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from lda_aqu import LDAAQU
+from lda_aqu.benchmark.implementations import (
+    PUBLISHED,
+    describe_backends,
+    parse_implementation,
+    select_implementations,
+)
+from lda_aqu.benchmark.shapes import Step, channel_sweep, fpn_steps, parse_size, resolution_sweep
+from lda_aqu.benchmark.workload import Setting, Workload
+from lda_aqu.errors import InputError
+from lda_aqu.ops.backends import BACKENDS
+from lda_aqu.upsamplers import UPSAMPLER_REGISTRY
+
+STEP = Step("", 16, (4, 6), (8, 12))
+
+
+def test_steps_of_an_image_that_is_padded():
+    steps = fpn_steps((800, 1333))
+    assert [(s.name, s.input_size, s.output_size) for s in steps] == [
+        ("P5->P4", (25, 42), (50, 84)),
+        ("P4->P3", (50, 84), (100, 168)),
+        ("P3->P2", (100, 168), (200, 336)),
+    ]
+    assert {s.channels for s in steps} == {256}
+
+
+@pytest.mark.parametrize("text", ["", "800", "0x5", "8x-1", "axb", "1x2x3", "1.5x2"])
+def test_sizes_that_are_none_raise(text):
+    with pytest.raises(InputError, match="positive HEIGHTxWIDTH"):
+        parse_size(text)
+    assert parse_size("800x1333") == (800, 1333)
+
+
+@pytest.mark.parametrize("sweep", [resolution_sweep, channel_sweep])
+def test_sweeps_need_positive_numbers(sweep):
+    assert [len(sweep(values)) for values in ([], [8, 16])] == [0, 2]
+    with pytest.raises(InputError, match="must be positive"):
+        sweep([8, 0])
+
+
+def test_options_are_parsed():
+    module = parse_implementation("LDAAQU:reduction=2,position_bias=false,offset_range=3").build(8)
+    assert module.proj_q.out_channels == 4
+    assert module.relative_position_bias_table is None
+    assert module.offset_range == 3
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("Nearset", "unknown upsampler 'Nearset'; known: .*Nearest"),
+        ("LDAAQU:reduction", "options are NAME:OPTION=VALUE"),
+        ("LDAAQU:backend=cuda", "unknown backend 'cuda'; known: auto, .*plain"),
+    ],
+)
+def test_names_that_are_none_raise(text, message):
+    with pytest.raises(InputError, match=message):
+        select_implementations([text], "cpu")
+
+
+def test_options_that_are_none_raise():
+    with pytest.raises(InputError, match="LDAAQU has no option 'reductoin'"):
+        parse_implementation("LDAAQU:reductoin=2").build(8)
+
+
+def test_a_backend_that_cannot_run_raises_with_its_reason(monkeypatch):
+    broken = replace(BACKENDS["cpp"], unavailable=lambda device: f"no luck on {device}")
+    monkeypatch.setitem(BACKENDS, "cpp", broken)
+    labels = [i.label for i in select_implementations(["LDAAQU"], "cpu")]
+    assert "LDAAQU (plain)" in labels and "LDAAQU (cpp)" not in labels
+    assert "cpp cannot run: no luck on cpu; " in describe_backends("cpu")
+    with pytest.raises(InputError, match="'cpp' cannot run on cpu: no luck on cpu"):
+        select_implementations(["LDAAQU:backend=cpp"], "cpu")
+
+
+@pytest.mark.parametrize(
+    "names, with_published",
+    [
+        (["LDAAQU:backend=plain", "Nearest"], True),
+        (["LDAAQU:reduction=16"], False),
+        (["Nearest"], False),
+    ],
+)
+def test_the_published_algorithm_is_measured_with_what_it_is_compared_to(names, with_published):
+    labels = [i.label for i in select_implementations(names, "cpu")]
+    assert labels == [PUBLISHED] * with_published + names
+
+
+def test_every_upsampler_and_every_backend_is_measured_by_default():
+    everything = select_implementations(None, "cpu")
+    assert everything[0].label == PUBLISHED
+    assert any(i.label == "LDAAQU (plain)" for i in everything)
+    assert {i.upsampler for i in everything} == set(UPSAMPLER_REGISTRY)
+    assert len({i.label for i in everything}) == len(everything)
+
+
+def test_the_backends_and_the_published_algorithm_have_the_same_parameters():
+    states = [
+        Workload(i, STEP).build().state_dict() for i in select_implementations(["LDAAQU"], "cpu")
+    ]
+    assert len(states) > 1
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[key], states[0][key]) for key in state)
+    assert states[0]["conv_offset.3.weight"].abs().max() > 0.01  # else nothing is sampled off base
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_gradients_of_input_and_parameters_are_computed(memory_format):
+    workload = Workload(
+        parse_implementation("LDAAQU"), STEP, Setting(memory_format=memory_format), backward=True
+    )
+    output, grad_x, *gradients = workload.prepare()()
+    assert output.shape == (1, 16, 8, 12)
+    assert grad_x.shape == (1, 16, 4, 6)
+    assert len(gradients) == len(list(LDAAQU(16).parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_forward_alone_keeps_nothing_for_a_backward_pass():
+    output = Workload(parse_implementation("LDAAQU"), STEP).prepare()()
+    assert output.shape == (1, 16, 8, 12)
+    assert not output.requires_grad
