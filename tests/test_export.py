@@ -33,6 +33,8 @@ def with_offsets(model: nn.Module) -> nn.Module:
         ("PixelShuffle", "Conv"),
         ("CARAFE", "Softmax"),
         ("DySample", "GridSample"),
+        ("SAPAB", "Softmax"),
+        ("IndexNet", "Sigmoid"),
     ],
 )
 def test_onnx_of_any_size(name, operator, tmp_path):

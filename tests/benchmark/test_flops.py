@@ -7,6 +7,7 @@ from lda_aqu.benchmark.model_workload import ModelWorkload, noise_images
 from lda_aqu.benchmark.published_algorithm import PublishedLDAAQU
 from lda_aqu.benchmark.shapes import Step
 from lda_aqu.benchmark.workload import Workload
+from lda_aqu.ops import reassemble, similarity
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,6 +42,14 @@ def test_the_operator(heads, with_bias):
     }
     assert count.by_operator == {"local_deformable_attention": sum(by_hand.values())}
     assert count.is_complete
+
+
+def test_reassembly_and_similarity():
+    x, weights = torch.rand(2, 6, 3, 5), torch.rand(2, 3, 9, 6, 10)
+    count = count_module_flops(Call(reassemble), (x, weights))
+    assert count.total == 2 * 6 * 60 * 9 and count.is_complete
+    count = count_module_flops(Call(similarity, 5), (x, torch.rand(2, 6, 6, 10)))
+    assert count.total == 2 * 25 * 60 * 6 and count.is_complete
 
 
 def test_the_published_algorithm():

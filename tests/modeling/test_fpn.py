@@ -168,6 +168,16 @@ def test_the_guide_is_the_lateral_map(extra_levels):
         assert torch.equal(upsampler.guide, lateral), level
 
 
+@pytest.mark.parametrize("builder", [RCNN, RETINANET])
+@pytest.mark.parametrize("topology", ["detectron2", "published"])
+def test_a_guided_upsampler_by_name(builder, topology):
+    opts = ["MODEL.FPN.UPSAMPLER", "FADE", "MODEL.FADE.GATING", False]
+    fpn = build(builder.format("_lda_aqu"), *opts, "MODEL.FPN.TOPOLOGY", topology)
+    upsamplers = [m for m in fpn.modules() if isinstance(m, GuidedUpsampler)]
+    assert upsamplers and all(u.gate is None for u in upsamplers)
+    assert fpn(torch.randn(1, 3, 70, 90))["p3"].shape[2:] == (9, 12)
+
+
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
 def test_model_zoo_checkpoint_loads(tmp_path, caplog, suffix):
     """Detectron2's own model saved in its zoo's format: the upsamplers alone are missing."""

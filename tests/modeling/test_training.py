@@ -1,6 +1,8 @@
-"""Every upsampler trains in the pyramid and in every head: a few steps on one batch."""
+"""Every upsampler trains in the pyramid and in every head that takes it: some steps on a batch."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import lda_aqu.modeling  # noqa: F401  (registers the heads)
 import pytest
@@ -10,8 +12,10 @@ import test_upernet
 import torch
 from detectron2.utils.events import EventStorage
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
+from lda_aqu.errors import InputError
 from lda_aqu.modeling import UpsamplerFPN
 from lda_aqu.upsamplers import Upsampler
+from lda_aqu.upsamplers.bilinear import Bilinear
 from test_fpn import Given
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,15 +55,31 @@ def mask_head(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
     return head, lambda: head(regions, instances)["loss_mask"]
 
 
-@pytest.mark.parametrize("name", UPSAMPLER_REGISTRY.unguided())
-@pytest.mark.parametrize("build", [pyramid, semantic_fpn, upernet, mask_head])
-def test_loss_falls(name, build):
+def upernet_top_down(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+    opts = ["MODEL.SEM_SEG_HEAD.UPSAMPLER", name, "MODEL.SEM_SEG_HEAD.CONVS_DIM", CHANNELS]
+    head = test_upernet.build(*opts)
+    features, targets = test_upernet.inputs(64, 64)
+    return head, lambda: sum(head(features, targets)[1].values())
+
+
+GUIDED = [name for name in UPSAMPLER_REGISTRY if name not in UPSAMPLER_REGISTRY.unguided()]
+
+
+@pytest.mark.parametrize(
+    "build, name",
+    [
+        *product([pyramid, semantic_fpn, upernet, mask_head], UPSAMPLER_REGISTRY.unguided()),
+        *product([pyramid, upernet_top_down], GUIDED),
+    ],
+)
+def test_loss_falls(build, name):
     if name == "LDAAQUStar" and build is not pyramid:
         pytest.skip("it is LDAAQU of another reduction, for which the tests' heads are too narrow")
     torch.manual_seed(0)
     model, loss = build(name)
-    upsamplers = [m for m in model.modules() if isinstance(m, Upsampler)]
-    assert {type(m) for m in upsamplers} == {UPSAMPLER_REGISTRY.get(name)}
+    upsamplers = [m for m in model.modules() if type(m) is UPSAMPLER_REGISTRY.get(name)]
+    others = {type(m) for m in model.modules() if isinstance(m, Upsampler)} - {type(upsamplers[0])}
+    assert others == ({Bilinear} if build is upernet_top_down else set())
     before = [p.detach().clone() for m in upsamplers for p in m.parameters()]
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
@@ -73,3 +93,24 @@ def test_loss_falls(name, build):
     assert all(torch.tensor(losses).isfinite()) and max(losses[-5:]) < losses[0], losses
     after = [p for m in upsamplers for p in m.parameters()]
     assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.parametrize(
+    "build, key",
+    [
+        (partial(test_semantic_fpn.build, test_semantic_fpn.OURS), "MODEL.SEM_SEG_HEAD.UPSAMPLER"),
+        (
+            partial(test_semantic_fpn.build, test_semantic_fpn.OURS),
+            "MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER",
+        ),
+        (test_upernet.build, "MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER"),
+        (test_upernet.build, "MODEL.UPERNET.FUSION_UPSAMPLER"),
+        (partial(test_mask_head.build, test_mask_head.OURS), "MODEL.ROI_MASK_HEAD.UPSAMPLER"),
+    ],
+)
+def test_guided_upsamplers_need_a_guide(build, key, name):
+    allowed = ", ".join(UPSAMPLER_REGISTRY.unguided())
+    message = f"^{key} '{name}' .*needs a high-resolution guide.*; allowed are {allowed}$"
+    with pytest.raises(InputError, match=message):
+        build(key, name)

@@ -73,14 +73,14 @@ def _avg_pool2d(inputs: list[Any], outputs: list[Any]) -> int:
     return _size(outputs[0]) * prod(kernel if len(kernel) == 2 else 2 * kernel)
 
 
-def _reassembly(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of x and weights (N, k², Y, X): k² multiply-adds for each element of the output."""
-    return _size(outputs[0]) * get_shape(inputs[1])[1]
+def _reassemble(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of x and weights (N, g, k², Y, X): k² multiply-adds for each element of the output."""
+    return _size(outputs[0]) * get_shape(inputs[1])[2]
 
 
 def _similarity(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of x (N, C, H, W) and query: C multiply-adds for each element of the output."""
-    return _size(outputs[0]) * get_shape(inputs[0])[1]
+    """Of x (N, C, H, W) and query: C / g multiply-adds for each element of (N, g, k², Y, X)."""
+    return _size(outputs[0]) * get_shape(inputs[0])[1] // get_shape(outputs[0])[1]
 
 
 HANDLES: dict[str, Handle | None] = {
@@ -96,8 +96,7 @@ HANDLES: dict[str, Handle | None] = {
     "aten::upsample_bicubic2d": _per_result(16),
     "aten::grid_sampler_2d": _per_result(4),
     "lda_aqu::local_deformable_attention": _local_deformable_attention,
-    "lda_aqu::content_aware_reassembly": _reassembly,
-    "lda_aqu::reassemble": _reassembly,
+    "lda_aqu::reassemble": _reassemble,
     "lda_aqu::similarity": _similarity,
     "torchvision::nms": None,
     "torchvision::roi_align": _per_result(4),
