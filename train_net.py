@@ -18,6 +18,8 @@ from lda_aqu.engine import (
     Checkpointer,
     Trainer,
     check_datasets,
+    check_model,
+    check_output,
     check_processes,
     check_weights,
     load_config,
@@ -34,9 +36,10 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(model, cfg.OUTPUT_DIR, complete=True).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+        checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, complete=True, trusted=cfg.MODEL.TRUST_WEIGHTS
         )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -56,7 +59,9 @@ def main() -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     check_processes(args.num_gpus, cfg.MODEL.DEVICE)
+    check_output(cfg.OUTPUT_DIR)
     check_weights(cfg)
+    check_model(cfg)
     check_datasets(cfg, train=not args.eval_only)
     launch(
         run,
