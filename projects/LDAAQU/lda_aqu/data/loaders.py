@@ -162,9 +162,14 @@ class TrainLoader:
         self._groups = groups
         self._batch_size = batch_size
         self._num_workers = num_workers
+        self._draws: Iterator[list[_Draw]] = iter(())
         self.batches_drawn = 0
         self.file_names: list[str] = []
         self.skipped = 0
+
+    def close(self) -> None:
+        """End the worker processes, and with them the batches."""
+        self._draws = iter(())
 
     def __iter__(self) -> Iterator[list[Record]]:
         """The batches from number ``batches_drawn`` on.
@@ -172,18 +177,8 @@ class TrainLoader:
         Raises:
             InputError: an image cannot be read.
         """
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=_Batches(
-                self._indices, self._groups, self._batch_size, self.batches_drawn
-            ),
-            num_workers=self._num_workers,
-            collate_fn=trivial_batch_collator,
-            worker_init_fn=_ignore_sigterm,
-            # Otherwise it would draw from torch's global generator, after a resume once more.
-            generator=torch.Generator(),
-        )
-        for draws in loader:
+        self._draws = iter(self._build_loader())
+        while draws := next(self._draws, None):
             for draw in draws:
                 for error in draw.skipped:
                     self.skipped += 1
@@ -195,9 +190,25 @@ class TrainLoader:
             self.file_names = [image["file_name"] for image in batch]
             yield batch
 
+    def _build_loader(self) -> DataLoader:
+        return DataLoader(
+            self._dataset,
+            batch_sampler=_Batches(
+                self._indices, self._groups, self._batch_size, self.batches_drawn
+            ),
+            num_workers=self._num_workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=_ignore_sigterm,
+            # Otherwise it would draw from torch's global generator, after a resume once more.
+            generator=torch.Generator(),
+        )
+
 
 def _ignore_sigterm(worker: int) -> None:
-    """Let a worker outlive the SIGTERM sent to all processes of a job, to finish the iteration."""
+    """Let a worker outlive a SIGTERM to all processes of a job, so that the iteration ends.
+
+    It is closed with its loader, or ends when the training's process has.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import difflib
+import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,11 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..errors import InputError
+
+# What ast.literal_eval raises for text that is no literal, among them a dict by a list.
+_UNDECODABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
+_LARGEST = sys.float_info.max
 
 _KINDS = {
     bool: "True or False",
@@ -67,7 +74,7 @@ def merge_options(cfg: CfgNode, opts: list[str]) -> None:
 
 
 def _merge(cfg: CfgNode, node: CfgNode, content: dict, prefix: str, source: str) -> None:
-    """Merge the content of a file into a node of the config, the key by key."""
+    """Merge the content of a file into a node of the config, key by key."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         if node.is_new_allowed() and name not in node:
@@ -87,27 +94,29 @@ def set_key(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     default = cfg
     for part in key.split("."):
         if not isinstance(default, CfgNode) or part not in default:
-            raise InputError(f"{source}: unknown config key {key}{_suggestion(cfg, key)}")
+            raise InputError(
+                f"{source}: unknown config key {shown(key)[1:-1]}{_suggestion(cfg, key)}"
+            )
         default = default[part]
     if isinstance(default, CfgNode):
-        raise InputError(f"{source}: {key} holds keys, not a value: {value!r}")
+        raise InputError(f"{source}: {key} holds keys, not a value: {shown(value)}")
     decoded = _decode(value)
-    if isinstance(default, float) and type(decoded) is int:
-        decoded = float(decoded)
-    wrong = InputError(
-        f"{source}: {key} {value!r} must be {_KINDS.get(type(default), type(default).__name__)}"
-    )
+    if isinstance(default, float) and type(decoded) is int and abs(decoded) <= _LARGEST:
+        value = decoded = float(decoded)
+    kind = _KINDS.get(type(default), "another value")
+    wrong = InputError(f"{source}: {key} {shown(value)} must be {kind}")
     if decoded is None and default is not None:
         raise wrong
     try:
-        cfg.merge_from_list([key, decoded])
-    except (ValueError, AssertionError) as error:
+        cfg.merge_from_list([key, value])
+    except (*_UNDECODABLE, AssertionError) as error:
         raise wrong from error
-    kinds = {_kind(leaf) for leaf in leaves(default)}
+    kinds = {_kind(leaf) for leaf in leaves(default) if leaf is not None}
     for leaf in leaves(decoded):
         if kinds and _kind(leaf) not in kinds:
             raise InputError(
-                f"{source}: {key} {value!r}: {leaf!r} must be {_KINDS[min(kinds, key=str)]}"
+                f"{source}: {key} {shown(value)}: {shown(leaf)} must be "
+                f"{_KINDS[min(kinds, key=str)]}"
             )
 
 
@@ -117,8 +126,13 @@ def _decode(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except _UNDECODABLE:
         return value
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    return textwrap.shorten(repr(value), 80, placeholder="...")
 
 
 def leaves(value: Any) -> Iterator[Any]:

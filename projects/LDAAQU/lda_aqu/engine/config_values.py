@@ -15,7 +15,7 @@ from fvcore.common.registry import Registry
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..errors import InputError
-from .config_merge import leaves
+from .config_merge import leaves, shown
 
 
 class _Rule(NamedTuple):
@@ -132,7 +132,7 @@ def check_values(cfg: CfgNode) -> None:
         for part in key.split("."):
             value = value[part]
         if not all(map(rule.holds, leaves(value))):
-            raise InputError(f"{key} {value!r} must be {rule.allowed}")
+            raise InputError(f"{key} {shown(value)} must be {rule.allowed}")
     _check_together(cfg)
 
 
@@ -141,7 +141,7 @@ def _check_numbers(cfg: CfgNode, prefix: str) -> None:
         if isinstance(value, CfgNode):
             _check_numbers(value, f"{prefix}{name}.")
         elif any(isinstance(leaf, float) and not math.isfinite(leaf) for leaf in leaves(value)):
-            raise InputError(f"{prefix}{name} {value!r} must be finite")
+            raise InputError(f"{prefix}{name} {shown(value)} must be finite")
 
 
 def _check_together(cfg: CfgNode) -> None:

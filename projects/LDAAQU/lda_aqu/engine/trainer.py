@@ -70,6 +70,7 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """As in :class:`DefaultTrainer`; where no iteration was left, as after the last one."""
+        self.data_loader.close()
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
