@@ -4,6 +4,7 @@
 train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] KEY VALUE ...
 """
 
+import logging
 from argparse import Namespace
 from typing import Any
 
@@ -55,6 +56,7 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
 def main() -> None:
     """Check what was asked for, once, and run it in as many processes as there are GPUs to use."""
     args = default_argument_parser().parse_args()
+    logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
     setup_logger(name="lda_aqu")
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()

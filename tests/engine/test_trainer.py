@@ -45,9 +45,11 @@ def test_what_a_run_that_resumes_between_two_records_writes_again_is_dropped(tmp
     assert records(path) == [19, 39]
 
 
-def test_all_is_kept_where_nothing_is_left_to_do(tmp_path):
+def test_only_an_evaluation_is_repeated_where_nothing_else_is_left_to_do(tmp_path):
     path = tmp_path / "metrics.json"
     write(path, [19, 39, 49])
+    with path.open("a") as file:
+        file.write('{"iteration": 50, "segm/AP": 4.0}\n')  # which is evaluated again
     truncate_metrics(path, 50, 50)
     assert records(path) == [19, 39, 49]
 

@@ -79,10 +79,11 @@ class Checkpointer(DetectionCheckpointer):
                 torch.save(data | kwargs, file)
             if self._resumable:
                 self.tag_last_checkpoint(f"{name}.pth")
-        # The latter by torch's writer, for some failures of the file's.
         except (OSError, RuntimeError) as error:
+            # Where the file's write fails, torch's writer may fail in turn, over the position.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise InputError(
-                f"checkpoint {path!r} cannot be written: {_one_line(error)}; those before are whole"
+                f"checkpoint {path!r} cannot be written: {_one_line(cause)}; those before are whole"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

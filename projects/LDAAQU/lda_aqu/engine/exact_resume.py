@@ -48,7 +48,10 @@ class ExactResume(HookBase):
         written = metrics_written(self.trainer.iter + 1)
         hints, latest = storage.smoothing_hints(), storage.latest()
         scalars = {
-            name: {"values": history.values()[-WRITE_PERIOD:], "smoothing_hint": hints[name]}
+            name: {
+                "values": history.values()[-(WRITE_PERIOD if hints[name] else 1) :],
+                "smoothing_hint": hints[name],
+            }
             for name, history in storage.histories().items()
             if latest[name][1] >= (self.trainer.iter if hints[name] else written)
         }

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
-from ..errors import InputError
+from ..errors import FULL_DISK, InputError
 from ..evaluation import build_evaluator, primary_metric
 from .checkpoint import Checkpointer
 from .exact_resume import ExactResume, metrics_written
@@ -59,13 +59,14 @@ class Trainer(DefaultTrainer):
                 be written.
             SystemExit: the run was told to end, see :class:`~lda_aqu.engine.preemption.Preemption`.
         """
-        with _no_traceback_of(InputError, OSError):
+        with _no_traceback_of_input_errors():
             try:
                 return super().train()
             except OSError as error:
+                if error.errno not in FULL_DISK:
+                    raise
                 raise InputError(
-                    f"OUTPUT_DIR {self.cfg.OUTPUT_DIR!r}: {error.strerror or error}"
-                    + (f" ({error.filename!r})" if error.filename else "")
+                    f"OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} cannot be written: {error.strerror}"
                 ) from error
 
     def after_train(self) -> None:
@@ -159,24 +160,31 @@ def truncate_metrics(path: Path, start_iter: int, max_iter: int) -> None:
         for line in file:
             if line.endswith(b"\n"):
                 records.append((len(line), json.loads(line)))
-    # The evaluation after a run's last iteration is recorded at the one that would follow. Where
-    # a run that came so far is prolonged, or has nothing left to do, all it wrote is kept.
-    ended = any(r["iteration"] == start_iter and "total_loss" not in r for _, r in records)
-    done = start_iter if ended or start_iter >= max_iter else metrics_written(start_iter)
+    # The evaluation after a run's last iteration is recorded at the one that would follow. A run
+    # that is prolonged keeps it, and one that has nothing else left to do repeats it.
+    ended = records and records[-1][1]["iteration"] == start_iter
     keep = 0
     for length, record in records:
-        if record["iteration"] + ("total_loss" in record) > done:
+        done = record["iteration"] + ("total_loss" in record)
+        if start_iter >= max_iter:
+            kept = record["iteration"] < start_iter
+        elif ended and "total_loss" not in records[-1][1]:
+            kept = done <= start_iter
+        else:
+            kept = done <= metrics_written(start_iter)
+        if not kept:
             break
         keep += length
     os.truncate(path, keep)
 
 
 @contextmanager
-def _no_traceback_of(*kinds: type[Exception]) -> Iterator[None]:
+def _no_traceback_of_input_errors() -> Iterator[None]:
     """Keep Detectron2's training loop from logging tracebacks of errors that are reported."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], kinds))
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, InputError) or getattr(error, "errno", None) in FULL_DISK)
 
     loop_logger = logging.getLogger("detectron2.engine.train_loop")
     loop_logger.addFilter(keep)
