@@ -4,6 +4,7 @@
 train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] KEY VALUE ...
 """
 
+import logging
 from argparse import Namespace
 from typing import Any
 
@@ -18,6 +19,8 @@ from lda_aqu.engine import (
     Checkpointer,
     Trainer,
     check_datasets,
+    check_model,
+    check_output,
     check_processes,
     check_weights,
     load_config,
@@ -34,9 +37,10 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(model, cfg.OUTPUT_DIR, complete=True).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+        checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, complete=True, trusted=cfg.MODEL.TRUST_WEIGHTS
         )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -52,11 +56,14 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
 def main() -> None:
     """Check what was asked for, once, and run it in as many processes as there are GPUs to use."""
     args = default_argument_parser().parse_args()
+    logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
     setup_logger(name="lda_aqu")
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     check_processes(args.num_gpus, cfg.MODEL.DEVICE)
+    check_output(cfg.OUTPUT_DIR)
     check_weights(cfg)
+    check_model(cfg)
     check_datasets(cfg, train=not args.eval_only)
     launch(
         run,

@@ -1,13 +1,10 @@
 """train_net.py as a user runs it, at tiny size."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
-import torch
 from paths import ROOT
 
 
@@ -42,29 +39,6 @@ def test_train_then_evaluate(tiny_config, tmp_path):
     assert "copypaste: Task: segm" in evaluated.stdout
     results = tmp_path / "evaluated" / "inference" / "coco_instances_results.json"
     assert isinstance(json.loads(results.read_text()), list)
-
-
-def test_killed_and_resumed(tiny_config, tmp_path):
-    output = tmp_path / "output"
-    args = ["SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 20, "DATASETS.TEST", "()"]
-    process = subprocess.Popen(
-        command(tiny_config, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 240
-    while not (output / "model_0000019.pth").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(1)  # somewhere after the checkpoint
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (output / "model_final.pth").exists()
-
-    resumed = run(tiny_config, "--resume", *args)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "Resuming at iteration" in resumed.stdout
-    state = torch.load(output / "model_final.pth")
-    assert state["iteration"] == 59
-    assert [record["iteration"] for record in metrics(output)] == [19, 39, 59]
 
 
 def test_evaluation_of_the_coco_config_on_real_images(few_coco_images, tmp_path):

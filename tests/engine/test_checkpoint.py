@@ -1,3 +1,8 @@
+import errno
+import os
+import re
+
+import numpy as np
 import pytest
 import torch
 from lda_aqu.engine import Checkpointer
@@ -75,3 +80,120 @@ def test_files_that_are_no_checkpoints(tmp_path, content, suffix):
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"weights '.*bad\.{suffix}' cannot be loaded"):
         Checkpointer(Model()).load(str(path))
+
+
+def weight(value: float) -> nn.Module:
+    """A model all of whose parameters have one value."""
+    model = Model()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, value)
+    return model
+
+
+def save_all(folder, *values: int) -> None:
+    """Checkpoints of the iterations of these numbers, in this order, with these as weights."""
+    for age, value in enumerate(values):
+        Checkpointer(weight(value), str(folder)).save(f"model_{value:07d}", iteration=value)
+        os.utime(folder / f"model_{value:07d}.pth", (1000 + age, 1000 + age))
+
+
+def resumed(folder) -> float:
+    model = Model()
+    Checkpointer(model, str(folder)).resume_or_load("", resume=True)
+    return model.head.bias[0].item()
+
+
+def flip_a_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    weights = np.full(4, int(path.stem[-7:]), np.float32)
+    content[content.index(weights.tobytes())] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(b""),
+        flip_a_bit,
+        lambda path: path.unlink(),
+    ],
+)
+def test_a_run_resumes_from_the_newest_whole_checkpoint(tmp_path, damage, caplog):
+    save_all(tmp_path, 9, 1, 2, 3)  # the first, of another run, is the oldest
+    Checkpointer(weight(7), str(tmp_path), resumable=False).save("model_best")
+    assert resumed(tmp_path) == 3 and not caplog.messages
+    damage(tmp_path / "model_0000003.pth")
+    assert resumed(tmp_path) == 2
+    assert "model_0000003.pth' cannot be loaded" in caplog.messages[-1]
+    assert "trying the checkpoint before it" in caplog.messages[-1]
+
+
+def test_no_whole_checkpoint(tmp_path):
+    save_all(tmp_path, 1, 2)
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 2 checkpoints in .* can be read"):
+        resumed(tmp_path)
+
+
+def test_damaged_weights_that_were_asked_for_are_an_error(tmp_path):
+    save_all(tmp_path, 1, 2)
+    path = tmp_path / "model_0000002.pth"
+    flip_a_bit(path)
+    with pytest.raises(InputError, match="cannot be loaded: BadZipFile: its part .* is damaged"):
+        Checkpointer(Model(), str(tmp_path)).resume_or_load(str(path), resume=False)
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(tmp_path):
+    Checkpointer(Model(channels=16), str(tmp_path)).save("model_0000001")
+    with pytest.raises(InputError, match="another architecture"):
+        resumed(tmp_path)
+    Checkpointer(Model(upsampler="Nearest"), str(tmp_path)).save("model_0000002")
+    with pytest.raises(InputError, match="another architecture"):
+        resumed(tmp_path)
+
+
+def test_weights_alone_are_not_resumed(tmp_path):
+    save_all(tmp_path, 1)
+    trainer = torch.optim.SGD(Model().parameters(), lr=1)
+    with pytest.raises(InputError, match="no checkpoint to resume from: it has no 'trainer'"):
+        Checkpointer(Model(), str(tmp_path), trainer=trainer).resume_or_load("")
+
+
+@pytest.mark.parametrize("failing", ["model_0000002.pth", "last_checkpoint"])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit])
+def test_a_failure_while_writing_leaves_the_checkpoint_before(
+    tmp_path, failing, failure, monkeypatch
+):
+    save_all(tmp_path, 1)
+
+    def fail(file) -> None:
+        if failing in os.readlink(f"/proc/self/fd/{file}"):
+            raise failure
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises((InputError, SystemExit)) as raised:
+        save_all(tmp_path, 2)
+    if isinstance(failure, OSError):
+        message = r"model_0000002\.pth' cannot be written: OSError: .*No space left on device"
+        assert raised.type is InputError and re.search(message, str(raised.value))
+    assert resumed(tmp_path) == 1
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_full_disk(tmp_path):
+    (tmp_path / "model_0000001.pth.unfinished").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="cannot be written: OSError: .*No space left on device"):
+        save_all(tmp_path, 1)
+    assert not (tmp_path / "last_checkpoint").exists()
+
+
+def test_a_killed_writer_leaves_the_checkpoint_before(tmp_path):
+    """In the state that a process leaves which is killed in the middle of a write."""
+    save_all(tmp_path, 1)
+    (tmp_path / "model_0000002.pth.unfinished").write_bytes(b"PK\x03\x04 half")
+    assert resumed(tmp_path) == 1
+    save_all(tmp_path, 2)
+    assert resumed(tmp_path) == 2
+    assert not list(tmp_path.glob("*.unfinished"))

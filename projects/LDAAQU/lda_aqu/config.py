@@ -59,6 +59,11 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # Random changes of brightness, contrast, saturation and hue while a SemanticSegmentor trains.
     cfg.INPUT.COLOR_AUG_SSD = False
 
+    # Read MODEL.WEIGHTS also where the file may run code when it is read, as pickles can.
+    cfg.MODEL.TRUST_WEIGHTS = False
+    # In training, put another image in the place of one that cannot be read, and count them.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
+
     for name in UPSAMPLER_REGISTRY:
         cls = UPSAMPLER_REGISTRY.get(name)
         if cls.config_node and cls.config_node not in cfg.MODEL:

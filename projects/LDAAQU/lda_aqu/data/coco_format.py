@@ -26,6 +26,8 @@ def register_coco_format_datasets(entries: CfgNode) -> None:
         where = f"DATASETS.COCO_FORMAT.{name}"
         if not isinstance(entry, CfgNode) or set(entry) != ENTRY_KEYS:
             raise InputError(f"{where}: needs the keys ANNOTATIONS and IMAGES, and no other")
+        if not all(isinstance(path, str) for path in (name, *entry.values())):
+            raise InputError(f"{where}: the name and both paths must be strings")
         annotations = _resolve(f"{where}.ANNOTATIONS", entry.ANNOTATIONS, os.path.isfile)
         images = _resolve(f"{where}.IMAGES", entry.IMAGES, os.path.isdir)
         if name not in DatasetCatalog.list():

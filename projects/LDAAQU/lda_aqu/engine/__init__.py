@@ -1,7 +1,7 @@
 """Configuring, checking and running a training or an evaluation."""
 
 from .checkpoint import Checkpointer
-from .checks import check_datasets, check_processes, check_weights
+from .checks import check_datasets, check_model, check_output, check_processes, check_weights
 from .setup import load_config
 from .trainer import Trainer
 
@@ -9,6 +9,8 @@ __all__ = [
     "Checkpointer",
     "Trainer",
     "check_datasets",
+    "check_model",
+    "check_output",
     "check_processes",
     "check_weights",
     "load_config",

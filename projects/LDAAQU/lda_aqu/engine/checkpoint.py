@@ -1,24 +1,38 @@
-"""Loading weights, and refusing those that do not fit."""
+"""Saving weights safely, loading them, and refusing those that are damaged or do not fit."""
 
 import logging
+import os
 import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
 from ..errors import InputError
+from ..files import atomic_write
 from ..upsamplers import Upsampler
 
 logger = logging.getLogger(__name__)
+
+
+class UnreadableWeightsError(InputError):
+    """The file of the weights is damaged, or no checkpoint at all."""
 
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which fails where weights are not those of the model.
 
     The upsamplers' parameters may always be missing, so that a model-zoo checkpoint loads; they
-    keep their initial values and are reported.
+    keep their initial values and are reported. A run that is killed while it saves loses neither
+    the checkpoint before nor the name of the last one. Of what Python can unpickle, only what
+    weights are made of is read, unless the file is trusted.
 
     Args:
         model: the model to load into or to save.
@@ -26,6 +40,8 @@ class Checkpointer(DetectionCheckpointer):
         complete: every other parameter must be in the file, as for an evaluation. Otherwise those
             of the backbone (of its bottom-up network, where it has one) must be, so that ImageNet
             weights load.
+        trusted: read files that may run code when they are read.
+        resumable: what is saved is for a run to resume from.
         checkpointables: as in :class:`DetectionCheckpointer`.
     """
 
@@ -35,28 +51,131 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         complete: bool = False,
+        trusted: bool = False,
+        resumable: bool = True,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._complete = complete
+        self._trusted = trusted
+        self._resumable = resumable
+        self._resuming = False
         self._path = ""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save a checkpoint as ``<name>.pth``: see :meth:`DetectionCheckpointer.save`.
+
+        Raises:
+            InputError: the file cannot be written, e.g. as the disk is full.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path) as file:
+                torch.save(data | kwargs, file)
+            if self._resumable:
+                self.tag_last_checkpoint(f"{name}.pth")
+        except (OSError, RuntimeError) as error:
+            # Where the file's write fails, torch's writer may fail in turn, over the position.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise InputError(
+                f"checkpoint {path!r} cannot be written: {_one_line(cause)}; those before are whole"
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a checkpoint in the folder the one that a run resumes from."""
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the last checkpoint in the folder with the state of the run, or else ``path``.
+
+        Where the last one is damaged, the newest whole one before it is taken, with a warning.
+
+        Raises:
+            InputError: see :meth:`load`; or there is no whole checkpoint to resume from, or it is
+                not one of this run.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        last = self.get_checkpoint_file()
+        candidates = [last, *self._older_checkpoints(last)]
+        self._resuming = True
+        try:
+            for candidate in candidates:
+                try:
+                    return self.load(candidate)
+                except UnreadableWeightsError as error:
+                    logger.warning("%s; trying the checkpoint before it", error)
+        finally:
+            self._resuming = False
+        raise InputError(
+            f"none of the {len(candidates)} checkpoints in {self.save_dir!r} can be read: "
+            "run without --resume, or into another OUTPUT_DIR"
+        )
+
+    def _older_checkpoints(self, last: str) -> list[str]:
+        """The other checkpoints of the folder that a run can resume from, the newest first."""
+        paths = [Path(path) for path in self.get_all_checkpoint_files()]
+        others = [p for p in paths if p != Path(last) and re.fullmatch(r"model_\d+", p.stem)]
+        return [str(p) for p in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint: see :meth:`DetectionCheckpointer.load`.
 
         Raises:
-            InputError: the file cannot be fetched or read, or its weights do not fit the model.
+            UnreadableWeightsError: the file cannot be fetched or is damaged.
+            InputError: it holds more than weights, or its weights do not fit the model.
         """
         self._path = path
         try:
             return super().load(path, *args, **kwargs)
-        # What fetching, unpickling and torch.load raise for what is missing or no checkpoint.
-        except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()
-            raise InputError(
-                f"weights {path!r} cannot be loaded: {type(error).__name__}"
-                + (f": {reason[0]}" if reason else "")
+        except InputError:
+            raise
+        except (OSError, AssertionError) as error:
+            raise UnreadableWeightsError(
+                f"weights {path!r} cannot be loaded: {_one_line(error)}"
             ) from error
+        # From converting names and shapes, and from the optimizer and schedule.
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"weights {path!r} do not fit: {_one_line(error)}") from error
+        finally:
+            # Detectron2 leaves it set when it fails, and then refuses to load again.
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if zipfile.is_zipfile(filename):
+                _check_sums(filename)
+            if filename.endswith(".pkl") and not self._trusted:
+                with open(filename, "rb") as file:
+                    _WeightsUnpickler(file, encoding="latin1").load()
+            content = super()._load_file(filename)
+        # Whatever is raised while bytes of any origin are parsed says that they are no checkpoint.
+        except Exception as error:
+            refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+            if refused and isinstance(error, pickle.UnpicklingError):
+                raise InputError(
+                    f"weights {self._path!r} hold more than weights ({refused[1]}), and reading "
+                    "it may run code: set MODEL.TRUST_WEIGHTS True if you trust their origin"
+                ) from error
+            raise UnreadableWeightsError(
+                f"weights {self._path!r} cannot be loaded: {_one_line(error)}"
+            ) from error
+        weights = content.get("model")
+        if not isinstance(weights, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray))
+            for key, value in weights.items()
+        ):
+            raise InputError(f"weights {self._path!r} are not tensors by the name of a parameter")
+        return content
+
+    def _torch_load(self, filename: str) -> Any:
+        return torch.load(filename, map_location="cpu", weights_only=not self._trusted)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         incompatible = super()._load_model(checkpoint)
@@ -69,8 +188,16 @@ class Checkpointer(DetectionCheckpointer):
             if isinstance(module, Upsampler)
             for parameter, _ in module.named_parameters()
         }
-        if self._complete:
-            required = {name for name, _ in self.model.named_parameters()} - upsamplers
+        parameters = {name for name, _ in self.model.named_parameters()}
+        if self._resuming:
+            required = parameters
+            lost = sorted(self.checkpointables.keys() - checkpoint.keys())
+            if lost:
+                raise InputError(
+                    f"{self._path!r} is no checkpoint to resume from: it has no {lost[0]!r}"
+                )
+        elif self._complete:
+            required = parameters - upsamplers
         else:
             backbone = self.model.backbone
             bottom_up = {id(p) for p in getattr(backbone, "bottom_up", backbone).parameters()}
@@ -95,3 +222,41 @@ class Checkpointer(DetectionCheckpointer):
                 self._path,
             )
         return incompatible
+
+
+class _WeightsUnpickler(pickle.Unpickler):
+    """Reads what Detectron2's model zoo is pickled from: plain Python values and NumPy arrays."""
+
+    _ALLOWED = frozenset(
+        {
+            ("_codecs", "encode"),  # bytes, in the older protocols
+            ("collections", "OrderedDict"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            *(
+                (f"numpy.{core}.multiarray", function)
+                for core in ("core", "_core")
+                for function in ("_reconstruct", "scalar")
+            ),
+            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"global {module}.{name} is not allowed")
+        return super().find_class(module, name)
+
+
+def _check_sums(filename: str) -> None:
+    """Raise BadZipFile where a part is not what was written, which torch does not look at."""
+    with zipfile.ZipFile(filename) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+
+
+def _one_line(error: Exception) -> str:
+    """The kind of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f": {lines[0]}" if lines else "")

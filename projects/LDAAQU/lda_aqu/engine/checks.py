@@ -4,7 +4,9 @@ import difflib
 import json
 import logging
 import os
+import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ from urllib.parse import urlparse
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.solver import build_optimizer
 from tqdm import tqdm
 
+from ..data.coco_annotations import check_coco_annotations
 from ..data.label_files import image_size, read_label
 from ..errors import InputError
 from ..evaluation.build import evaluated_tasks, predicted_tasks
@@ -34,6 +40,38 @@ def check_processes(num_gpus: int, device: str) -> None:
         )
     if num_gpus > 1 and not device.startswith("cuda"):
         raise InputError(f"--num-gpus {num_gpus} needs MODEL.DEVICE cuda, and it is {device!r}")
+
+
+def check_output(folder: str) -> None:
+    """Make a folder for output, and raise InputError unless files can be written in it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise InputError(
+            f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Raise InputError unless the config's model, optimizer and schedule can be built."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"  # where building it costs a second and no memory that counts
+    try:
+        build_lr_scheduler(cfg, build_optimizer(cfg, build_model(cfg)))
+    except InputError:
+        raise
+    # What Detectron2's builders raise for names that they do not know and values that do not fit.
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
+        RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the config's model cannot be built: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def check_weights(cfg: CfgNode) -> None:
@@ -90,8 +128,9 @@ def _check_dataset(cfg: CfgNode, name: str, *, evaluated: bool) -> None:
     panoptic = evaluated and "panoptic_seg" in tasks
 
     _check_paths(name, metadata, panoptic=panoptic)
-    records = load_records(name)
+    records = load_records(name, evaluated=evaluated)
     _check_files(name, "image files", [record["file_name"] for record in records])
+    _check_images(name, records, skip=cfg.DATALOADER.SKIP_UNREADABLE and not evaluated)
     if "instances" in tasks:
         _check_instances(cfg, name, metadata, records)
     if "sem_seg" in tasks:
@@ -124,13 +163,24 @@ def _check_paths(name: str, metadata: Metadata, *, panoptic: bool) -> None:
             )
 
 
-def load_records(name: str) -> list[dict[str, Any]]:
+def load_records(name: str, *, evaluated: bool = False) -> list[dict[str, Any]]:
     """The images of a registered dataset with their labels, in Detectron2's format.
 
+    Args:
+        name: of the dataset.
+        evaluated: its annotations are to be evaluated against.
+
     Raises:
-        InputError: its files cannot be read, or it has no images.
+        InputError: its files cannot be read, its annotations are wrong, or it has no images.
     """
     metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") in ("coco", "coco_panoptic_seg") and metadata.get(
+        "json_file"
+    ):
+        try:
+            check_coco_annotations(metadata.json_file, evaluated=evaluated)
+        except InputError as error:
+            raise InputError(f"dataset {name}: {error}") from error
     folder = metadata.get("sem_seg_root")
     source = metadata.get("json_file") or folder or name
     try:
@@ -239,6 +289,30 @@ def _check_pairs(name: str, metadata: Metadata, records: list[dict[str, Any]]) -
             )
 
 
+def _check_images(name: str, records: list[dict[str, Any]], *, skip: bool) -> None:
+    """Raise InputError unless the images are of the size that the annotations say.
+
+    Only their headers are read. With ``skip`` those that cannot be read are passed over, as they
+    are in training.
+    """
+
+    def check(record: dict[str, Any]) -> None:
+        try:
+            found = image_size(record["file_name"])
+        except InputError:
+            if skip:
+                return
+            raise
+        expected = record.get("width", found[0]), record.get("height", found[1])
+        if found != expected:
+            raise InputError(
+                f"image file {record['file_name']!r} has {found[0]} x {found[1]} pixels, "
+                f"by the annotations {expected[0]} x {expected[1]}"
+            )
+
+    _check_each(name, "images", records, check)
+
+
 def _check_labels(name: str, records: list[dict[str, Any]], classes: range, ignored: int) -> None:
     """Raise InputError if label files have another size than their image, or other values.
 
@@ -246,21 +320,37 @@ def _check_labels(name: str, records: list[dict[str, Any]], classes: range, igno
     later. It takes a core about 1.3 ms an image of 480 x 360, and threads share the work.
     """
 
+    def check(record: dict[str, Any]) -> None:
+        size = image_size(record["file_name"])
+        read_label(record["sem_seg_file_name"], size, classes, ignored)
+
+    _check_each(name, "label files", records, check)
+
+
+def _check_each(
+    name: str,
+    kind: str,
+    records: list[dict[str, Any]],
+    check: Callable[[dict[str, Any]], None],
+) -> None:
+    """Call a check for every image of a dataset, and raise InputError with the first problem."""
+
     def problem(record: dict[str, Any]) -> str | None:
         try:
-            size = image_size(record["file_name"])
-            read_label(record["sem_seg_file_name"], size, classes, ignored)
+            check(record)
         except InputError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor() as pool:
         results = pool.map(problem, records)
-        bar = tqdm(results, desc=f"Labels of {name}", total=len(records), unit="file")
+        bar = tqdm(
+            results, f"{kind.capitalize()} of {name}", total=len(records), unit="file", delay=1
+        )
         problems = [message for message in bar if message]
     if problems:
         raise InputError(
-            f"dataset {name}: {len(problems)} of {len(records)} label files cannot be used, "
+            f"dataset {name}: {len(problems)} of {len(records)} {kind} cannot be used, "
             f"the first: {problems[0]}"
         )
 

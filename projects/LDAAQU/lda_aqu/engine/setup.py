@@ -1,13 +1,10 @@
 """From a config file and options to a config that can be run."""
 
-import difflib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
@@ -15,6 +12,8 @@ from ..config import add_lda_aqu_config
 from ..data import register_coco_format_datasets
 from ..errors import InputError
 from ..upsamplers.user_files import import_upsampler_files
+from .config_merge import merge_content, merge_options, read_config_file, set_key, shown
+from .config_values import check_values
 
 logger = logging.getLogger(__name__)
 
@@ -40,61 +39,32 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     cfg.MODEL.UPSAMPLER_FILES = []
     if config_file and not os.path.isfile(config_file):
         raise InputError(f"config file {config_file!r} does not exist")
-    if len(opts) % 2:
-        raise InputError(f"options must be KEY VALUE pairs, and {opts[-1]!r} has no value")
-    with _input_errors(config_file, cfg):
-        upsampler_files = _upsampler_files(config_file, opts)
-    import_upsampler_files(upsampler_files)
+    content = read_config_file(config_file) if config_file else {}
+    source = f"config {config_file}"
+    import_upsampler_files(_upsampler_files(content, source, opts))
     add_lda_aqu_config(cfg)
-    with _input_errors(config_file, cfg):
-        if config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(opts)
+    merge_content(cfg, content, source)
+    merge_options(cfg, opts)
+    check_values(cfg)
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
     register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
     return cfg
 
 
-@contextmanager
-def _input_errors(config_file: str, cfg: CfgNode) -> Iterator[None]:
-    """Raise as InputError what goes wrong while a file and options are merged into ``cfg``."""
-    known = set(_keys(cfg))
-    try:
-        yield
-    # What yacs and PyYAML raise for an unknown key, a wrong type and a file that is not YAML.
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
-        raise InputError(_explain(error, config_file, known)) from error
-
-
-def _upsampler_files(config_file: str, opts: list[str]) -> list[str]:
+def _upsampler_files(content: dict[str, Any], source: str, opts: list[str]) -> list[str]:
     """What ``MODEL.UPSAMPLER_FILES`` will be, before the keys are known that those files add."""
+    key = "MODEL.UPSAMPLER_FILES"
     cfg = CfgNode({"MODEL": {"UPSAMPLER_FILES": []}})
-    cfg.set_new_allowed(True)
-    if config_file:
-        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)
-        cfg.merge_from_other_cfg(CfgNode(content))
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
-        if key == "MODEL.UPSAMPLER_FILES":
-            cfg.merge_from_list([key, value])
-    return cfg.MODEL.UPSAMPLER_FILES
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    """All keys of a config, dotted."""
-    for key, value in cfg.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def _explain(error: Exception, config_file: str, known: set[str]) -> str:
-    """The error of a merge as one line, with the nearest known key where a key is unknown."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    if "Non-existent" in text:
-        key = text.split(": ")[-1]
-        near = difflib.get_close_matches(key, known, 1)
-        text = f"unknown config key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    return f"config {config_file or '(defaults)'}: {text}"
+    model = content.get("MODEL")
+    if isinstance(model, dict) and "UPSAMPLER_FILES" in model:
+        set_key(cfg, key, model["UPSAMPLER_FILES"], source)
+    for option, value in zip(opts[::2], opts[1::2], strict=False):
+        if option == key:
+            set_key(cfg, key, value, "options")
+    files = cfg.MODEL.UPSAMPLER_FILES
+    if not all(isinstance(file, str) for file in files):
+        raise InputError(f"{key} {shown(files)} must be paths of Python files")
+    return files
 
 
 def _device(name: str) -> str:

@@ -4,23 +4,29 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 
+from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
+from ..errors import FULL_DISK, InputError
 from ..evaluation import build_evaluator, primary_metric
 from .checkpoint import Checkpointer
+from .exact_resume import ExactResume, metrics_written
+from .finite_loss import FiniteLoss
+from .preemption import Preemption
 
 logger = logging.getLogger(__name__)
 
@@ -41,32 +47,72 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         if self.start_iter > 0 and comm.is_main_process():
             logger.info("Resuming at iteration %d", self.start_iter)
-            truncate_metrics(Path(self.cfg.OUTPUT_DIR) / METRICS_FILE, self.start_iter)
+            truncate_metrics(
+                Path(self.cfg.OUTPUT_DIR) / METRICS_FILE, self.start_iter, self.max_iter
+            )
+
+    def train(self) -> dict[str, Any] | None:
+        """As in :class:`DefaultTrainer`.
+
+        Raises:
+            InputError: a loss that is no number, an image that cannot be read, a file that cannot
+                be written.
+            SystemExit: the run was told to end, see :class:`~lda_aqu.engine.preemption.Preemption`.
+        """
+        with _no_traceback_of_input_errors():
+            try:
+                return super().train()
+            except OSError as error:
+                if error.errno not in FULL_DISK:
+                    raise
+                raise InputError(
+                    f"OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} cannot be written: {error.strerror}"
+                ) from error
+
+    def after_train(self) -> None:
+        """As in :class:`DefaultTrainer`; where no iteration was left, as after the last one."""
+        self.data_loader.close()
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, and one that keeps the best checkpoint."""
+        """Detectron2's hooks; those of this package for faults; one for the best checkpoint."""
         # Here, as the hooks of the superclass hold on to the checkpointer they find.
         self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            trusted=self.cfg.MODEL.TRUST_WEIGHTS,
+            trainer=weakref.proxy(self),
         )
         result = super().build_hooks()
         if self.cfg.DATASETS.TEST and comm.is_main_process():
             best = BestCheckpointer(
-                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, primary_metric(self.cfg)
+                self.cfg.TEST.EVAL_PERIOD,
+                Checkpointer(self.model, self.cfg.OUTPUT_DIR, resumable=False),
+                primary_metric(self.cfg),
             )
             # After the evaluation, before the writers.
             result.insert(len(result) - 1, best)
-        return result
+        # A checkpoint says that all before it was done and written: what comes after it, an
+        # evaluation for instance, would be lost where a run is killed right then.
+        saving = [hook for hook in result if isinstance(hook, hooks.PeriodicCheckpointer)]
+        others = [hook for hook in result if hook not in saving]
+        first = [ExactResume(self.cfg), FiniteLoss(self.model, self.cfg.OUTPUT_DIR)]
+        return [*first, *others, *saving, Preemption(self.checkpointer)]
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """As in :class:`DefaultTrainer`, with augmentation of their own for semantic models."""
-        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
-            return super().build_train_loader(cfg)
-        augmentations = build_semantic_augmentation(cfg)
-        return build_detection_train_loader(
-            cfg, mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations)
-        )
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Batches of ``DATASETS.TRAIN``, with augmentation of their own for semantic models."""
+        augmentations = {}
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+            augmentations["augmentations"] = build_semantic_augmentation(cfg)
+        mapper = DatasetMapper(cfg, is_train=True, **augmentations)
+        return build_train_loader(cfg, mapper, cfg.SOLVER.IMS_PER_BATCH)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
+        """The images of a test dataset one at a time."""
+        return EvaluationLoader(cfg, dataset_name)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -101,25 +147,51 @@ def set_aside_metrics(output_dir: str) -> None:
         logger.info("The metrics of an earlier run are kept in %s", kept)
 
 
-def truncate_metrics(path: Path, start_iter: int) -> None:
-    """Drop the records from ``start_iter`` on, and an unfinished last line, from a metrics file.
+def truncate_metrics(path: Path, start_iter: int, max_iter: int) -> None:
+    """Drop from a metrics file what a run that starts at ``start_iter`` writes again.
 
-    The file is cut in place: a writer that has it open for appending goes on at its new end.
+    That is what the run that is resumed had written since, and an unfinished last line. The file
+    is cut in place: a writer that has it open for appending goes on at its new end.
     """
-    keep = 0
     if not path.exists():
         return
+    records = []
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
-                break
-            record = json.loads(line)
-            # The evaluation after a run's last iteration is recorded at the one that would follow.
-            done = record["iteration"] + ("total_loss" in record)
-            if done > start_iter:
-                break
-            keep += len(line)
+            if line.endswith(b"\n"):
+                records.append((len(line), json.loads(line)))
+    # The evaluation after a run's last iteration is recorded at the one that would follow. A run
+    # that is prolonged keeps it, and one that has nothing else left to do repeats it.
+    ended = records and records[-1][1]["iteration"] == start_iter
+    keep = 0
+    for length, record in records:
+        done = record["iteration"] + ("total_loss" in record)
+        if start_iter >= max_iter:
+            kept = record["iteration"] < start_iter
+        elif ended and "total_loss" not in records[-1][1]:
+            kept = done <= start_iter
+        else:
+            kept = done <= metrics_written(start_iter)
+        if not kept:
+            break
+        keep += length
     os.truncate(path, keep)
+
+
+@contextmanager
+def _no_traceback_of_input_errors() -> Iterator[None]:
+    """Keep Detectron2's training loop from logging tracebacks of errors that are reported."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, InputError) or getattr(error, "errno", None) in FULL_DISK)
+
+    loop_logger = logging.getLogger("detectron2.engine.train_loop")
+    loop_logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        loop_logger.removeFilter(keep)
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:

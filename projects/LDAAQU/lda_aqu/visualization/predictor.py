@@ -24,7 +24,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
         raise InputError("MODEL.WEIGHTS is empty: name the weights of a trained model")
     check_weights(cfg)
     model = build_model(cfg).eval()
-    Checkpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, complete=True, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
     return model
 
 

@@ -1,0 +1,68 @@
+"""A hook by which a run that is resumed does what it would have done uninterrupted."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from ..random_seeds import derive_seed
+
+WRITE_PERIOD = 20
+"""Iterations after which Detectron2's trainer writes metrics, medians over as many iterations."""
+
+
+class ExactResume(HookBase):
+    """Makes an iteration a function of the weights, the seed and its number.
+
+    With a non-negative ``SEED`` the global random generators are seeded anew for every iteration,
+    in every process with another number. In the checkpoint are the position in the training data,
+    which must come from a :class:`~lda_aqu.data.loaders.TrainLoader`, and the metrics that are not
+    written yet or that the next medians are taken over.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._seed = cfg.SEED
+        self._scalars: dict[str, dict[str, Any]] = {}
+
+    def before_train(self) -> None:
+        """Put the metrics of before the interruption back."""
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            return
+        for name, scalar in self._scalars.items():
+            for value, iteration in scalar["values"]:
+                self.trainer.storage.put_scalar(
+                    name, value, smoothing_hint=scalar["smoothing_hint"], cur_iter=iteration
+                )
+
+    def before_step(self) -> None:
+        """Seed the iteration."""
+        if self._seed >= 0:
+            seed_all_rng(derive_seed(self._seed, comm.get_rank(), self.trainer.iter))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data, and the metrics."""
+        storage = self.trainer.storage
+        # The writers come before the checkpoint, so that this is what they have written.
+        written = metrics_written(self.trainer.iter + 1)
+        hints, latest = storage.smoothing_hints(), storage.latest()
+        scalars = {
+            name: {
+                "values": history.values()[-(WRITE_PERIOD if hints[name] else 1) :],
+                "smoothing_hint": hints[name],
+            }
+            for name, history in storage.histories().items()
+            if latest[name][1] >= (self.trainer.iter if hints[name] else written)
+        }
+        return {"batches_drawn": self.trainer.data_loader.batches_drawn, "scalars": scalars}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there."""
+        self.trainer.data_loader.batches_drawn = state["batches_drawn"]
+        self._scalars = state["scalars"]
+
+
+def metrics_written(iterations: int) -> int:
+    """How many of the first ``iterations`` are in the metrics file when they are done."""
+    return iterations // WRITE_PERIOD * WRITE_PERIOD

@@ -1,0 +1,28 @@
+"""Random numbers that are a function of what they are for, not of what was drawn before."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from detectron2.utils.env import seed_all_rng
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed, below 2**32, from non-negative integers; others, or more, give another."""
+    # A SeedSequence alone would take (1, 2) for (1, 2, 0).
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch (CPU), and put them back at the end."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        seed_all_rng(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,75 @@
+"""Runs that are interrupted, and resumed: in the end all is as if they had not been."""
+
+import random
+import time
+
+import pytest
+import runs
+
+# The images are flipped and scaled at random.
+OPTS = (
+    *("SEED", 3, "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"),
+    *("INPUT.MIN_SIZE_TRAIN", "(48, 64)", "DATALOADER.NUM_WORKERS", 1),
+)
+
+
+def test_killed_and_resumed(tiny_config, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    opts = (*OPTS, "SOLVER.MAX_ITER", 13)
+    assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
+    opts = (*opts, "OUTPUT_DIR", resumed)
+    process = runs.start(tiny_config, *opts)
+    runs.wait_for(resumed / "model_0000004.pth", process)
+    process.kill()
+    process.join()
+    assert not (resumed / "model_final.pth").exists()
+    assert runs.finish(tiny_config, *opts, resume=True) == 0, runs.log(tiny_config)
+    assert "Resuming at iteration 5" in runs.log(tiny_config)
+    runs.assert_same(resumed, whole)
+
+
+def test_sigterm_saves_and_another_number_of_workers_goes_on(tiny_config, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    opts = (*OPTS, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 100)
+    assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
+    opts = (*opts, "OUTPUT_DIR", resumed)
+    process = runs.start(tiny_config, *opts, "SOLVER.MAX_ITER", 1000)
+    runs.wait_for(resumed / "metrics.json", process)
+    time.sleep(1)
+    process.terminate()
+    assert runs.wait(process) == 143
+    assert "SIGTERM: saved after iteration" in runs.log(tiny_config)
+    assert "Traceback" not in runs.log(tiny_config)
+    saved = {path.name for path in resumed.glob("*.pth")}
+    assert len(saved) == 1 and saved != {"model_final.pth"}
+    opts = (*opts, "DATALOADER.NUM_WORKERS", 0)
+    assert runs.finish(tiny_config, *opts, resume=True) == 0, runs.log(tiny_config)
+    runs.assert_same(resumed, whole)
+
+
+@pytest.mark.slow
+def test_many_random_kills(tiny_config, tmp_path):
+    """At moments of a run drawn at random: while it starts, trains, evaluates or saves.
+
+    Evaluations fall between two records of the metrics.
+    """
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    opts = (*OPTS, "SOLVER.MAX_ITER", 150, "DATASETS.TEST", "('tiny',)", "TEST.EVAL_PERIOD", 35)
+    begin = time.monotonic()
+    assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
+    duration = time.monotonic() - begin
+    opts = (*opts, "OUTPUT_DIR", resumed)
+    moments = random.Random(0)
+    kills, resumptions = 0, 0
+    while not (resumed / "model_final.pth").exists():
+        resume = (resumed / "last_checkpoint").exists()
+        resumptions += resume
+        process = runs.start(tiny_config, *opts, resume=True)
+        process.join(moments.uniform(0, duration / 6))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+    print(f"{kills} kills, {resumptions} runs resumed from a checkpoint")
+    assert runs.finish(tiny_config, *opts, resume=True) == 0, runs.log(tiny_config)
+    assert kills >= 10
+    runs.assert_same(resumed, whole)
