@@ -8,11 +8,12 @@ from torch import Tensor
 from .workload import DTYPES, Workload
 
 # Of output and gradients, relative. The gradient of a position has steps, where it passes from one
-# cell of the map to the next: there rounding decides. Half precision rounds positions by hundredths
+# cell of the map to the next: there rounding decides. In float32 it is the published algorithm that
+# rounds most: its positions are relative to the whole map. Half precision rounds positions by hundredths
 # of a pixel, so that several percent of them change cells: only what is plainly wrong shows there.
 TOLERANCES = {
     "float64": (1e-10, 1e-9),
-    "float32": (1e-5, 1e-3),
+    "float32": (3e-5, 1e-2),
     "bfloat16": (3e-2, 6e-1),
     "float16": (5e-3, 6e-1),
 }
