@@ -309,10 +309,11 @@ def plot_comparison(
     Points with a cited AP are hollow, those with a measured one are filled.
     """
     cited = {result.upsampler: result.box_ap for result in PUBLISHED_RESULTS}
+    names = {result.upsampler: result.name for result in PUBLISHED_RESULTS}
     most = max(c.module.flops.total for c in comparisons)
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
-    for aps, face, name in (
+    for aps, face, kind in (
         (cited, "none", "AP as published (cited)"),
         (measured_ap, "tab:orange", "AP measured here"),
     ):
@@ -326,23 +327,23 @@ def plot_comparison(
             facecolor=face,
             edgecolor="tab:blue" if face == "none" else face,
             alpha=0.8,
-            label=name,
+            label=kind,
         )
         for c in found:
             axes.annotate(
-                c.upsampler,
+                names.get(c.upsampler, c.upsampler),
                 (c.module.parameters, aps[c.upsampler]),
                 xytext=(6, 6),
                 textcoords="offset points",
                 fontsize=8,
             )
     axes.set_xscale("symlog", linthresh=1000)
-    axes.set_xlim(left=-200)
-    axes.margins(0.15)
+    axes.set_xlim(-200, 10 * max(1000, max(c.module.parameters for c in comparisons)))
+    axes.margins(y=0.15)
     axes.set_xlabel("parameters of the module")
     axes.set_ylabel("box AP (%)")
     axes.set_title("area: FLOPs of the module")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", markerscale=0.4)
+        axes.legend(loc="upper right", markerscale=0.4)
     figure.savefig(path, dpi=120)
