@@ -20,7 +20,11 @@ def test_modules(run, tmp_path, capsys):
     content = json.loads((tmp_path / "modules.json").read_text())
     assert content["machine"]["threads"] == 1
     assert content["machine"]["memory_format"] == "channels_last"
-    assert [a["step"] for a in content["agreement"]] == ["P5->P4", "P4->P3", "P3->P2", "4x4"]
+    assert [(a["step"], a["dtype"]) for a in content["agreement"]] == [
+        (step, dtype)
+        for step in ("P5->P4", "P4->P3", "P3->P2", "4x4")
+        for dtype in ("float64", "float32")
+    ]
     assert len(content["fpn"]) == 3 * 3 * 2  # steps, implementations, passes
     for row in content["fpn"]:
         assert 0 < row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
@@ -53,7 +57,7 @@ def test_nothing_is_timed_where_results_differ(run, tmp_path, capsys, monkeypatc
     )
     assert status == 1
     out, err = capsys.readouterr()
-    assert "error: results differ, so nothing is timed: LDAAQU:backend=plain at P5->P4" in err
+    assert "error: results differ, so nothing is timed: LDAAQU:backend=plain at P5->P4 in " in err
     assert "off by 1.0e-03" in err
     assert "speed-up" not in out and "median" not in out
     assert not list((tmp_path / "output").iterdir())
