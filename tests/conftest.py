@@ -129,15 +129,3 @@ OUTPUT_DIR: "{tmp_path}/output"
     yield path
     for catalog in (DatasetCatalog, MetadataCatalog):  # loading the config registers it
         catalog.pop("tiny", None)
-
-
-def pytest_sessionfinish(session, exitstatus):
-    session.config.exit_status = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config):
-    """Leave at once: data loaders that a test dropped would keep the process waiting."""
-    sys.stdout.flush()
-    if hasattr(config, "exit_status"):
-        os._exit(config.exit_status)

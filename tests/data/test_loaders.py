@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 import random
 
 import numpy as np
@@ -98,6 +99,7 @@ def test_an_unreadable_image_is_named(workers):
     message = r"^dataset pets: image file '4\.png' .* cannot be read: OSError: image file is trunc"
     with pytest.raises(InputError, match=message):
         draw(make(fail(4), num_workers=workers), 20)
+    assert not multiprocessing.active_children()
 
 
 def test_unreadable_images_are_skipped_and_counted(caplog):

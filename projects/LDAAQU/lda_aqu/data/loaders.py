@@ -184,6 +184,7 @@ class TrainLoader:
                     self.skipped += 1
                     logger.warning("Skipped, %d so far: %s", self.skipped, error)
                 if isinstance(draw.content, InputError):
+                    self.close()  # workers that still run would keep the process from ending
                     raise draw.content
             batch = [draw.content for draw in draws]
             self.batches_drawn += 1
