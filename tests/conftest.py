@@ -1,6 +1,4 @@
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
