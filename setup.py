@@ -58,7 +58,7 @@ setup(
         Extension(
             "lda_aqu.ops._cpp",
             [str(SOURCES / name) for name in ("dispatch.cpp", "kernels.cpp")],
-            depends=[str(SOURCES / name) for name in ("problem.h", "vectors.h")],
+            depends=[str(header) for header in SOURCES.glob("*.h")],
             optional=True,
         )
     ],
