@@ -36,5 +36,5 @@ def test_unknown_option_suggests_and_lists():
 
 
 def test_a_name_is_registered_once():
-    with pytest.raises(KeyError, match="Nearest"):
+    with pytest.raises(InputError, match=r"'Nearest' is already .*lda_aqu\.upsamplers\.nearest"):
         UPSAMPLER_REGISTRY.register("Nearest")(Upsampler)

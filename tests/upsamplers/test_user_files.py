@@ -56,6 +56,20 @@ def test_a_file_that_cannot_be_used(value):
         load_config("", ["MODEL.UPSAMPLER_FILES", value])
 
 
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("class Interpolated", "class CARAFE", "'{}': an upsampler named 'CARAFE' is already"),
+        ('"INTERPOLATED"', '"FPN"', r"'Interpolated': MODEL\.FPN has other keys than its options"),
+        ('"INTERPOLATED"', '"CARAFE"', r"'Interpolated': MODEL\.CARAFE has other keys"),
+    ],
+)
+def test_names_that_are_taken(own_file, old, new, message):
+    own_file.write_text(own_file.read_text().replace(old, new))
+    with pytest.raises(InputError, match=message.format(own_file)):
+        load_config("", ["MODEL.UPSAMPLER_FILES", f"['{own_file}']"])
+
+
 def test_a_defect_in_the_file_is_not_hidden(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("raise KeyError('mine')")

@@ -22,6 +22,9 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
 
     The options of the upsamplers are keys too: the option ``reduction`` of LDAAQU, whose
     ``config_node`` is LDA_AQU, is ``MODEL.LDA_AQU.REDUCTION``.
+
+    Raises:
+        InputError: an upsampler's ``config_node`` is one of other keys than its options.
     """
     node = type(cfg)  # so that importing this module does not import Detectron2
 
@@ -66,9 +69,15 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
 
     for name in UPSAMPLER_REGISTRY:
         cls = UPSAMPLER_REGISTRY.get(name)
-        if cls.config_node and cls.config_node not in cfg.MODEL:
-            cfg.MODEL[cls.config_node] = node(
-                {option.upper(): default for option, default in upsampler_options(cls).items()}
+        options = {option.upper(): value for option, value in upsampler_options(cls).items()}
+        if not cls.config_node:
+            continue
+        if cls.config_node not in cfg.MODEL:
+            cfg.MODEL[cls.config_node] = node(options)
+        elif not options.keys() <= cfg.MODEL[cls.config_node].keys():
+            raise InputError(
+                f"upsampler {name!r}: MODEL.{cls.config_node} has other keys than its options; "
+                "give it a config_node of its own"
             )
 
     # A user's own datasets in COCO format, registered under the names of the entries:

@@ -28,13 +28,16 @@ class UpsamplerRegistry:
         """Class decorator that registers the class under ``name``, by default its own name.
 
         Raises:
-            KeyError: the name is taken by another class.
+            InputError: the name is taken by another class.
         """
 
         def add(cls: T) -> T:
             key = name or cls.__name__
             if key in self._classes:
-                raise KeyError(f"an upsampler named {key!r} is already registered")
+                raise InputError(
+                    f"an upsampler named {key!r} is already registered, by module "
+                    f"{self._classes[key].__module__}; register this one under another name"
+                )
             self._classes[key] = cls
             return cls
 

@@ -15,7 +15,8 @@ def import_upsampler_files(paths: Iterable[str]) -> None:
         paths: of the files; relative ones start at the working directory.
 
     Raises:
-        InputError: one does not exist, or its name does not end in .py.
+        InputError: one does not exist, its name does not end in .py, or it registers a name that
+            is taken.
     """
     for path in paths:
         if not os.path.isfile(path) or not path.endswith(".py"):
@@ -28,6 +29,8 @@ def import_upsampler_files(paths: Iterable[str]) -> None:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
+            if isinstance(error, InputError):
+                raise InputError(f"MODEL.UPSAMPLER_FILES: {path!r}: {error}") from error
             raise
