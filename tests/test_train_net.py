@@ -55,7 +55,7 @@ def test_evaluation_of_the_coco_config_on_real_images(few_coco_images, tmp_path)
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["MODEL.FPN.UPSAMPLER", "Carafe"], "unknown upsampler 'Carafe'; known: A2U, Bicubic"),
+        (["MODEL.FPN.UPSAMPLER", "Carafe"], "upsampler 'Carafe'; did you mean CARAFE?; known: A2U"),
         (["MODEL.FPN.OUT_CHANNELS", "30"], "MODEL.FPN.OUT_CHANNELS 30"),
         (
             ["DATASETS.TRAIN", "('tinny',)"],

@@ -86,7 +86,7 @@ def test_models(run, tiny_config, tmp_path, capsys):
     "args, message",
     [
         (("modules", "--only", "Nearset"), "unknown upsampler 'Nearset'"),
-        (("modules", "--only", "LDAAQU:reductoin=2", *NO_SWEEPS), "did you mean 'reduction'"),
+        (("modules", "--only", "LDAAQU:reductoin=2", *NO_SWEEPS), "did you mean reduction"),
         (("modules", "--size", "0x32"), "size '0x32': give positive HEIGHTxWIDTH"),
         (("modules", "--sweep-sides", 0), "must be positive"),
         (("modules", "--repeats", 0), "--repeats 0: must be at least 1"),

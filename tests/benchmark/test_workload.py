@@ -52,7 +52,10 @@ def test_options_are_parsed():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("Nearset", "unknown upsampler 'Nearset'; known: .*Nearest"),
+        ("Nearset", "unknown upsampler 'Nearset'; did you mean Nearest.; known: .*Nearest"),
+        ("LDAAQU:reductoin=2", "LDAAQU has no option 'reductoin'; did you mean reduction"),
+        ("CARAFE:kernel_size=]", "CARAFE:kernel_size=]': ']' is not a value"),
+        ("CARAFE:kernel_size=2", "kernel_size must be odd and positive, got 2"),
         ("LDAAQU:reduction", "options are NAME:OPTION=VALUE"),
         ("LDAAQU:backend=cuda", "unknown backend 'cuda'; known: auto, .*plain"),
     ],
@@ -60,11 +63,6 @@ def test_options_are_parsed():
 def test_names_that_are_none_raise(text, message):
     with pytest.raises(InputError, match=message):
         select_implementations([text], "cpu")
-
-
-def test_options_that_are_none_raise():
-    with pytest.raises(InputError, match="LDAAQU has no option 'reductoin'"):
-        parse_implementation("LDAAQU:reductoin=2").build(8)
 
 
 def test_a_backend_that_cannot_run_raises_with_its_reason(monkeypatch):

@@ -7,6 +7,11 @@ from lda_aqu.errors import InputError
 @pytest.mark.parametrize(
     "opts, message",
     [
+        (
+            ["MODEL.CARAFE.KERNEL", "3"],
+            "KERNEL; did you mean MODEL.CARAFE.KERNEL_SIZE.; MODEL.CARAFE has "
+            "COMPRESSED_CHANNELS, KERNEL_SIZE, ENCODER_KERNEL_SIZE",
+        ),
         (["MODEL.FPN.UPSAMPLR", "Nearest"], "MODEL.FPN.UPSAMPLR; did you mean MODEL.FPN.UPSAMPLER"),
         (["MODEL.FPN.OUT_CHANNELS", "many"], "MODEL.FPN.OUT_CHANNELS"),
         (["MODEL.FPN.OUT_CHANNELS"], "KEY VALUE pairs.*'MODEL.FPN.OUT_CHANNELS' has no value"),

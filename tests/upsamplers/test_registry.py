@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
@@ -21,15 +23,24 @@ def test_fixed_interpolations(name, mode):
     assert torch.equal(build_upsampler(name, 4)(x), expected)
 
 
-def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"'LDA'.*Bilinear, CARAFE, .*LDAAQU, .*Nearest"):
-        build_upsampler("LDA", 16)
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("carafe", "; did you mean CARAFE?"),
+        ("Dysampel", "; did you mean DySample?"),
+        ("LDA_AQU", "; did you mean LDAAQU?"),
+        ("zzz", ""),
+    ],
+)
+def test_unknown_name_suggests_and_lists(name, near):
+    known = ", ".join(UPSAMPLER_REGISTRY)
+    message = f"^unknown upsampler '{name}'{re.escape(near)}; known: {known}$"
+    with pytest.raises(InputError, match=message):
+        build_upsampler(name, 16)
 
 
 def test_unknown_option_suggests_and_lists():
-    with pytest.raises(
-        InputError, match=r"'kernelsize' \(did you mean 'kernel_size'\?\).*reduction"
-    ):
+    with pytest.raises(InputError, match=r"'kernelsize'; did you mean kernel_size\?; .*reduction"):
         build_upsampler("LDAAQU", 16, kernelsize=3)
     with pytest.raises(InputError, match="it has: none"):
         build_upsampler("Nearest", 16, kernel_size=3)

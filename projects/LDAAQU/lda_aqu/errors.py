@@ -1,9 +1,10 @@
 """How the project reports mistakes in what it was given: one line, no traceback."""
 
+import difflib
 import errno
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -16,6 +17,19 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 class InputError(ValueError):
     """A mistake in a config key, a value or a file, worded for the person who can mend it."""
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``"; did you mean X?"`` with the known name nearest to ``name``, or "" where none is near.
+
+    Args:
+        name: a name that is not known; upper and lower case count as the same.
+        known: the names that are.
+        cutoff: the similarity, from 0 to 1, from which on a name is near.
+    """
+    originals = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), originals, 1, cutoff)
+    return f"; did you mean {originals[near[0]]}?" if near else ""
 
 
 def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:

@@ -8,9 +8,10 @@ import torch
 import yaml
 
 from ..errors import InputError
-from ..ops.backends import BACKENDS, check_backend
+from ..ops.backends import BACKENDS
 from ..upsamplers import UPSAMPLER_REGISTRY, Upsampler, build_upsampler
 from .published_algorithm import PublishedLDAAQU
+from .shapes import FPN_CHANNELS
 
 PUBLISHED = "published algorithm"
 
@@ -53,16 +54,19 @@ def parse_implementation(text: str) -> Implementation:
     """``"LDAAQU"``, or ``"LDAAQU:reduction=16,num_heads=2"`` with options of the constructor.
 
     Raises:
-        InputError: no such upsampler, or not of this form.
+        InputError: not of this form, or no upsampler, option or value that there is.
     """
     name, _, rest = text.partition(":")
-    UPSAMPLER_REGISTRY.get(name)
     options = {}
     for item in filter(None, rest.split(",")):
         option, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"{text!r}: options are NAME:OPTION=VALUE,OPTION=VALUE")
-        options[option] = yaml.safe_load(value)
+        try:
+            options[option] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"{text!r}: {value!r} is not a value") from error
+    build_upsampler(name, FPN_CHANNELS, **options)  # which raises before anything is measured
     return Implementation(text, name, options)
 
 
@@ -86,7 +90,6 @@ def select_implementations(names: Sequence[str] | None, device: str) -> list[Imp
             ]
             continue
         backend = implementation.options.get("backend", "auto")
-        check_backend(backend)
         if backend != "auto" and _why_not(backend, device):
             raise InputError(
                 f"{name}: backend {backend!r} cannot run on {device}: {_why_not(backend, device)}"

@@ -1,7 +1,6 @@
 """Merging a config file and options into a config, with errors that name the key."""
 
 import ast
-import difflib
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 
 # What ast.literal_eval raises for text that is no literal, among them a dict by a list.
 _UNDECODABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
@@ -150,11 +149,15 @@ def _kind(value: Any) -> type:
 
 
 def _suggestion(cfg: CfgNode, key: str) -> str:
-    """The known key nearest to an unknown one, for a message."""
+    """The known key nearest to an unknown one, and those beside it, for a message."""
     known = list(_keys(cfg))
-    near = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
-    near = difflib.get_close_matches(key, known, 1) or near
-    return f"; did you mean {near[0]}?" if near else ""
+    parent, _, name = key.rpartition(".")
+    namesakes = [other for other in known if other.split(".")[-1] == name]
+    beside = [k.removeprefix(f"{parent}.") for k in known if k.rpartition(".")[0] == parent]
+    near = did_you_mean(key, known) or did_you_mean(key, namesakes, cutoff=0)
+    if not parent or not beside:
+        return near
+    return textwrap.shorten(f"{near}; {parent} has {', '.join(beside)}", 300, placeholder=" ...")
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

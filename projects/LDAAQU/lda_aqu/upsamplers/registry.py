@@ -1,11 +1,10 @@
 """The registry of upsamplers, and how one is built by its name."""
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from typing import TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .base import GuidedUpsampler, Upsampler
 
 T = TypeVar("T", bound=type[Upsampler])
@@ -47,10 +46,12 @@ class UpsamplerRegistry:
         """The class of that name.
 
         Raises:
-            InputError: there is none; the message lists the known names.
+            InputError: there is none; the message has the nearest name and lists all.
         """
         if name not in self._classes:
-            raise InputError(f"unknown upsampler {name!r}; known: {', '.join(self)}")
+            raise InputError(
+                f"unknown upsampler {name!r}{did_you_mean(name, self)}; known: {', '.join(self)}"
+            )
         return self._classes[name]
 
     def unguided(self) -> list[str]:
@@ -103,9 +104,8 @@ def build_upsampler(
     allowed = upsampler_options(cls)
     for option in options:
         if option not in allowed:
-            near = difflib.get_close_matches(option, allowed, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
-                f"{name} has no option {option!r}{hint}; it has: {', '.join(allowed) or 'none'}"
+                f"{name} has no option {option!r}{did_you_mean(option, allowed)}; "
+                f"it has: {', '.join(allowed) or 'none'}"
             )
     return cls(in_channels, scale_factor, **options)
