@@ -17,6 +17,8 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import Handle, get_shape
 from torch import Tensor, nn
 
+from ..ops.exporting import operators_kept_in_traces
+
 # Names of aten's operators, with spaces between them.
 ELEMENTWISE = """
     abs add addcdiv addcmul cos div elu exp expm1 gelu hardtanh lerp leaky_relu log log1p log2
@@ -156,5 +158,6 @@ def _count(analysis: FlopCountAnalysis) -> FlopCount:
     analysis.set_op_handle(**HANDLES, **{"prim::CallFunction": scripted})
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    by_operator = {name: flops for name, flops in analysis.by_operator().items() if flops}
+    with operators_kept_in_traces():
+        by_operator = {name: flops for name, flops in analysis.by_operator().items() if flops}
     return FlopCount(by_operator, dict(unknown + analysis.unsupported_ops()))

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .exporting import is_exporting
+
 CHUNK = 2**19
 """Output elements that are worked on at once: a few times as many fit into a CPU's cache."""
 
@@ -31,7 +33,8 @@ def reassemble(x: Tensor, weights: Tensor) -> Tensor:
 
     Output pixel (i, j) lies over input pixel (i H // Y, j W // X) and its window is centred there;
     outside the map x is zero. Sums are in float32, or in float64 if an input is. Memory beyond the
-    output does not grow with k. In an export to ONNX it is made of standard operators.
+    output does not grow with k. While a model is traced or exported to ONNX, standard operators
+    take its place.
 
     Args:
         x: (N, C, H, W), floating point; C is a multiple of g.
@@ -44,7 +47,7 @@ def reassemble(x: Tensor, weights: Tensor) -> Tensor:
     Raises:
         RuntimeError: shapes do not fit one another.
     """
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         return _exportable_reassemble(x, weights)
     return _reassemble(x, weights).to(x.dtype)
 
@@ -52,8 +55,8 @@ def reassemble(x: Tensor, weights: Tensor) -> Tensor:
 def similarity(x: Tensor, query: Tensor, kernel_size: int) -> Tensor:
     """Inner products of each output pixel's query with the input pixels around it, as in SAPA.
 
-    Windows are those of :func:`reassemble`; outside the map x is zero, and so is the product. In an
-    export to ONNX it is made of standard operators.
+    Windows are those of :func:`reassemble`; outside the map x is zero, and so is the product. While
+    a model is traced or exported to ONNX, standard operators take its place.
 
     Args:
         x: (N, C, H, W), floating point.
@@ -66,7 +69,7 @@ def similarity(x: Tensor, query: Tensor, kernel_size: int) -> Tensor:
     Raises:
         RuntimeError: shapes do not fit one another.
     """
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         return _exportable_similarity(x, query, kernel_size)
     return _similarity(x, query, 1, kernel_size**2).squeeze(1)
 

@@ -77,7 +77,10 @@ class A2U(GuidedUpsampler):
 
     def _affinity(self, guide: Tensor) -> Tensor:
         """(N, C, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
-        kernels = self.kernels(guide)  # (N, 2, k, k)
+        pool, convolution = self.kernels
+        in_onnx = torch.onnx.is_in_onnx_export()
+        pooled = _average(guide, pool.output_size) if in_onnx else pool(guide)
+        kernels = convolution(pooled)  # (N, 2, k, k)
         # Channels are the batch and images the groups: an image's own kernels, for all channels.
         features = F.conv2d(
             pad_to_even(guide).transpose(0, 1),
@@ -90,3 +93,21 @@ class A2U(GuidedUpsampler):
         u, v = (F.leaky_relu(norm(f)) for norm, f in zip(self.norms, features, strict=True))
         dtype = torch.promote_types(u.dtype, torch.float32)
         return (u * v).sum(1, keepdim=True, dtype=dtype) / self.in_channels**0.5
+
+
+def _average(x: Tensor, size: int) -> Tensor:
+    """Adaptive average pooling, (N, C, H, W) to (N, C, size, size), in products of matrices.
+
+    In ONNX it keeps to the size that comes, where the pooling would keep to the size exported with.
+    """
+    rows, columns = (_cells(extent, size, x) for extent in x.shape[2:])
+    return rows @ x @ columns.T
+
+
+def _cells(extent: int, size: int, like: Tensor) -> Tensor:
+    """The cells that ``extent`` pixels are averaged over: (size, extent), each row of sum 1."""
+    cell = torch.arange(size, device=like.device)[:, None]
+    pixel = torch.arange(extent, device=like.device)
+    first, end = cell * extent // size, ((cell + 1) * extent + size - 1) // size
+    members = ((first <= pixel) & (pixel < end)).to(like.dtype)
+    return members / members.sum(1, keepdim=True)
