@@ -2,12 +2,21 @@
 
 import inspect
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import TypeVar
 
 from ..errors import InputError, did_you_mean
 from .base import GuidedUpsampler, Upsampler
 
 T = TypeVar("T", bound=type[Upsampler])
+
+# What the value of an option must be, by the type of its default.
+_KINDS = {
+    bool: (bool, "True or False"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
+    str: (str, "a string"),
+}
 
 
 class UpsamplerRegistry:
@@ -98,14 +107,20 @@ def build_upsampler(
         options: options of that upsampler; what is left out has its default.
 
     Raises:
-        InputError: unknown name or option, or values that do not fit; says what is allowed.
+        InputError: unknown name or option, or values of another type than the option's default or
+            that do not fit; says what is allowed.
     """
     cls = UPSAMPLER_REGISTRY.get(name)
     allowed = upsampler_options(cls)
-    for option in options:
+    for option, value in options.items():
         if option not in allowed:
             raise InputError(
                 f"{name} has no option {option!r}{did_you_mean(option, allowed)}; "
                 f"it has: {', '.join(allowed) or 'none'}"
             )
+        default = type(allowed[option])
+        kind, description = _KINDS.get(default, (object, ""))
+        # A bool is an Integral too.
+        if not isinstance(value, kind) or isinstance(value, bool) != (default is bool):
+            raise InputError(f"{option} must be {description}, got {value!r}")
     return cls(in_channels, scale_factor, **options)
