@@ -1,6 +1,6 @@
 """Every upsampler trains in the pyramid and in every head that takes it: some steps on a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 
@@ -23,13 +23,27 @@ from torch.nn import functional as F
 CHANNELS = 32
 
 
-def pyramid(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+def pyramid(
+    name: str, levels: Sequence[int] = (2, 3, 4, 5), extra_levels: int = 0
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     maps = [torch.randn(1, 8, 32 // 2**level, 48 // 2**level) for level in range(4)]
-    levels = ["res2", "res3", "res4", "res5"]
+    features = [f"res{level}" for level in levels]
     channels = CHANNELS * 4 if name == "LDAAQUStar" else CHANNELS
-    fpn = UpsamplerFPN(Given(maps), levels, channels, lambda: build_upsampler(name, channels))
-    target = torch.randn(1, channels, 32, 48)
-    return fpn, lambda: F.mse_loss(fpn(None)["p2"], target)
+    fpn = UpsamplerFPN(
+        Given(maps),
+        features,
+        channels,
+        lambda: build_upsampler(name, channels),
+        extra_levels=extra_levels,
+    )
+    finest = f"p{levels[0]}"
+    target = torch.randn(1, channels, *maps[levels[0] - 2].shape[2:])
+    return fpn, lambda: F.mse_loss(fpn(None)[finest], target)
+
+
+def retinanet_pyramid(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """P3 to P7, all of them in the top-down path."""
+    return pyramid(name, levels=(3, 4, 5), extra_levels=2)
 
 
 def semantic_fpn(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -68,12 +82,13 @@ GUIDED = [name for name in UPSAMPLER_REGISTRY if name not in UPSAMPLER_REGISTRY.
 @pytest.mark.parametrize(
     "build, name",
     [
-        *product([pyramid, semantic_fpn, upernet, mask_head], UPSAMPLER_REGISTRY.unguided()),
-        *product([pyramid, upernet_top_down], GUIDED),
+        *product([pyramid, retinanet_pyramid], UPSAMPLER_REGISTRY),
+        *product([semantic_fpn, upernet, mask_head], UPSAMPLER_REGISTRY.unguided()),
+        *product([upernet_top_down], GUIDED),
     ],
 )
 def test_loss_falls(build, name):
-    if name == "LDAAQUStar" and build is not pyramid:
+    if name == "LDAAQUStar" and build not in (pyramid, retinanet_pyramid):
         pytest.skip("it is LDAAQU of another reduction, for which the tests' heads are too narrow")
     torch.manual_seed(0)
     model, loss = build(name)
