@@ -56,6 +56,8 @@ def test_memory_formats_agree(module):
         torch.cat([x, x], 3)[..., :7],
     ):
         torch.testing.assert_close(module(other), expected, rtol=1e-4, atol=1e-4)
+    module.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -93,7 +93,7 @@ def test_memory_formats_agree(name):
     upsampler = build(name)
     x, guide = maps((3, 4), (6, 8))
     expected = upsampler(x, guide)
-    x, guide = (m.to(memory_format=torch.channels_last) for m in (x, guide))
+    x, guide, upsampler = (m.to(memory_format=torch.channels_last) for m in (x, guide, upsampler))
     torch.testing.assert_close(upsampler(x, guide), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -63,3 +63,18 @@ def test_bad_initializations_raise():
         LAU(16, init="nearest")
     with pytest.raises(InputError, match="init 'bilinear' needs position_bias"):
         LAU(16, init="bilinear", position_bias=False)
+
+
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_the_bias_table_keeps_its_axes_in_channels_last(num_heads):
+    module = LAU(16, num_heads=num_heads)
+    table, values = module.relative_position_bias_table, module.state_dict()
+    values = {key: value.clone() for key, value in values.items()}
+    module(torch.randn(1, 16, 3, 4)).sum().backward()
+    gradient = table.grad.clone()
+    module.to(memory_format=torch.channels_last)
+    assert module.proj_q.weight.is_contiguous(memory_format=torch.channels_last)
+    assert module.relative_position_bias_table is table  # an optimizer goes on with it
+    assert torch.equal(table.grad, gradient) and table.is_contiguous()
+    torch.testing.assert_close(module.state_dict(), values, rtol=0, atol=0)
+    assert module.double().relative_position_bias_table.shape == gradient.shape

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..engine import Trainer, load_config
-from .workload import DEFAULT_SETTING, Setting, set_memory_format
+from .workload import DEFAULT_SETTING, MEMORY_FORMATS, Setting
 
 PARTS = ("backbone", "detector", "training")
 OBJECTS = 20  # in each image that is trained on
@@ -61,7 +61,7 @@ class ModelWorkload:
             for name, parameter in model.named_parameters():
                 if "anchor_deltas" in name or "bbox_pred" in name:
                     parameter.zero_()
-        return set_memory_format(model, self.setting.memory_format)
+        return model.to(memory_format=MEMORY_FORMATS[self.setting.memory_format])
 
     def prepare(self) -> Callable[[], Any]:
         """Make the model and its images, and return a function without arguments that runs it."""

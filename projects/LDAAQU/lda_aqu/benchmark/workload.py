@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..upsamplers import GuidedUpsampler, Upsampler
 from .implementations import Implementation
@@ -39,17 +39,6 @@ class Setting:
 
 
 DEFAULT_SETTING = Setting()
-
-
-def set_memory_format(module: nn.Module, name: str) -> nn.Module:
-    """Lay out the weights of the convolutions; returns the module.
-
-    ``module.to(memory_format=...)`` would fail at the bias table of LDA-AQU, which has 5 axes.
-    """
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=MEMORY_FORMATS[name])
-    return module
 
 
 @dataclass(frozen=True)
@@ -103,8 +92,12 @@ class Workload:
             with torch.no_grad():
                 for parameter in module.parameters():
                     parameter += 0.05 * torch.randn_like(parameter)
-        module.to(self.setting.device, DTYPES[self.setting.dtype])
-        return set_memory_format(module, self.setting.memory_format)
+        setting = self.setting
+        return module.to(
+            setting.device,
+            DTYPES[setting.dtype],
+            memory_format=MEMORY_FORMATS[setting.memory_format],
+        )
 
     def inputs(self, module: Upsampler) -> tuple[Tensor, Tensor | tuple[int, int]]:
         """The map to be upsampled, and the second argument: the output's size, or a guide."""

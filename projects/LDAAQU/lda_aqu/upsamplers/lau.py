@@ -1,6 +1,7 @@
 """LAU: local attention upsampling, which is LDA-AQU without deformation."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,17 @@ class LAU(Upsampler):
     def sampling(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Sampling:
         """The positions and weights with which :meth:`forward` upsamples (N, C, H, W)."""
         return self._sampling(*self._query_and_key(x, output_size))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let what ``to`` and its like do to parameters see a bias table of four axes.
+
+        PyTorch takes five for those of a volume, for which there is no channels-last.
+        """
+
+        def apply(t: Tensor) -> Tensor:
+            return fn(t.squeeze(2)).contiguous().unsqueeze(2) if t.dim() == 5 else fn(t)
+
+        return super()._apply(apply, recurse)
 
     def _query_and_key(
         self, x: Tensor, output_size: tuple[int, int] | None
