@@ -4,7 +4,7 @@ Counts are fvcore's: one multiply-add is one FLOP, as in the tables of papers. W
 know is counted here: one FLOP for each result of an elementwise function, one for each element
 that is summed, four (bilinear) or sixteen (bicubic) for each interpolated value. Operators that
 move, compare, sort or index do no arithmetic and count zero. This project's own operators are
-counted by their schema; LDA-AQU's is made of standard ones where a model is traced, as it is here.
+counted by their shapes.
 """
 
 from collections import Counter

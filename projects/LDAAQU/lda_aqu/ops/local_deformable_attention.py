@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import plain
 from .backends import check_backend, choose_backend
+from .exporting import is_exporting
 from .memory_format import memory_format_of
 
 
@@ -53,7 +54,7 @@ def local_deformable_attention(
             asked for cannot run.
     """
     check_backend(backend)
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if is_exporting():
         # Unchecked: sizes are tensors while a graph is traced.
         return plain.forward(query, key, value, offsets, position_bias, num_heads)
     return _forward(query, key, value, offsets, position_bias, num_heads, backend)
