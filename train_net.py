@@ -10,7 +10,7 @@ from typing import Any
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -22,7 +22,10 @@ from lda_aqu.engine import (
     check_model,
     check_output,
     check_processes,
+    check_solver,
     check_weights,
+    find_processes,
+    launch,
     load_config,
 )
 from lda_aqu.engine.trainer import set_aside_metrics
@@ -35,6 +38,8 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
     import_upsampler_files(cfg.MODEL.UPSAMPLER_FILES)
     register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
     default_setup(cfg, args)
+    # What this project logs goes into the files of default_setup, too.
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="lda_aqu", configure_stdout=False)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(
@@ -54,25 +59,25 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
 
 @exit_on_input_error
 def main() -> None:
-    """Check what was asked for, once, and run it in as many processes as there are GPUs to use."""
-    args = default_argument_parser().parse_args()
+    """Check what was asked for, once a machine, and run it in all processes."""
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")  # a free port, so that runs side by side do not meet
+    args = parser.parse_args()
     logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
-    setup_logger(name="lda_aqu")
-    cfg = load_config(args.config_file, args.opts)
+    processes = find_processes(args)
+    setup_logger(distributed_rank=processes.rank, name="lda_aqu")
+    # Who asks for several GPUs is not to get CPUs unasked.
+    cfg = load_config(args.config_file, args.opts, device="cuda" if args.num_gpus > 1 else "auto")
     cfg.freeze()
-    check_processes(args.num_gpus, cfg.MODEL.DEVICE)
-    check_output(cfg.OUTPUT_DIR)
-    check_weights(cfg)
-    check_model(cfg)
-    check_datasets(cfg, train=not args.eval_only)
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-    )
+    check_processes(cfg, args)
+    if not args.eval_only:
+        check_solver(cfg, processes.total)
+    if processes.local_rank == 0:
+        check_output(cfg.OUTPUT_DIR)
+        check_weights(cfg)
+        check_model(cfg)
+        check_datasets(cfg, train=not args.eval_only)
+    launch(run, cfg, args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from paths import ROOT
 
 
@@ -62,7 +63,7 @@ def test_evaluation_of_the_coco_config_on_real_images(few_coco_images, tmp_path)
             "no dataset 'tinny' is registered; nearest registered: t",
         ),
         (["MODEL.WEIGHTS", "none.pth"], "MODEL.WEIGHTS 'none.pth' does not exist"),
-        (["--num-gpus", "8"], "--num-gpus 8: this machine has"),
+        (["--num-gpus", "8"], "SOLVER.IMS_PER_BATCH 2 must be a multiple of the number of proc"),
     ],
 )
 def test_mistakes_are_one_line(tiny_config, args, message):
@@ -71,3 +72,12 @@ def test_mistakes_are_one_line(tiny_config, args, message):
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpus_that_are_asked_for_are_not_replaced_by_the_cpu():
+    config = ROOT / "configs" / "Small" / "faster_rcnn_R_18_FPN_bccd_lda_aqu.yaml"
+    result = run(config, "--num-gpus", 2)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: MODEL.DEVICE 'cuda': this machine has no usable GPU; use MODEL.")

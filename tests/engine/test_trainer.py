@@ -1,9 +1,12 @@
 import json
 from types import SimpleNamespace
 
+import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog
+from detectron2.utils.env import seed_all_rng
 from lda_aqu.engine import Trainer, load_config
 from lda_aqu.engine.trainer import BestCheckpointer, set_aside_metrics, truncate_metrics
 from PIL import Image
@@ -112,3 +115,46 @@ def test_semantic_models_are_trained_on_crops_of_resized_images(tiny_sem_seg):
     batch = next(iter(Trainer.build_train_loader(cfg)))
     assert [image["image"].shape for image in batch] == [(3, 72, 56)] * 2
     assert [image["sem_seg"].shape for image in batch] == [(72, 56)] * 2
+
+
+def test_parts_of_a_batch_have_their_share_of_its_images(tiny_sem_seg):
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"])
+    cfg.merge_from_list(["DATASETS.TRAIN", (tiny_sem_seg,), "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 6, "SOLVER.ACCUMULATION_STEPS", 3])
+    assert len(next(iter(Trainer.build_train_loader(cfg)))) == 2
+
+
+def test_a_compiled_backbone_keeps_the_names_of_its_parameters(tiny_config, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compiled.append(module)
+    )
+    cfg = load_config(str(tiny_config), [])
+    plain = Trainer.build_model(cfg)
+    assert compiled == []
+    cfg.MODEL.BACKBONE.COMPILE = True
+    model = Trainer.build_model(cfg)
+    assert compiled == [model.backbone]
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_as_it_does_uncompiled(tiny_config):
+    weights = []
+    for compiled in ("False", "True"):
+        opts = ["MODEL.BACKBONE.COMPILE", compiled, "SEED", "0", "DATASETS.TEST", "()"]
+        cfg = load_config(str(tiny_config), [*opts, "INPUT.RANDOM_FLIP", "none"])
+        seed_all_rng(cfg.SEED)
+        trainer = Trainer(cfg)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-4)
+
+
+def test_recipe_is_scaled_to_the_number_of_processes(tiny_config):
+    """By Detectron2, from the number that SOLVER.REFERENCE_WORLD_SIZE says it was made for."""
+    opts = ["SOLVER.REFERENCE_WORLD_SIZE", "2", "SOLVER.IMS_PER_BATCH", "4"]
+    trainer = Trainer(load_config(str(tiny_config), opts))
+    assert trainer.max_iter == 8
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.005)
+    assert len(next(iter(trainer.data_loader))) == 2

@@ -67,6 +67,15 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # In training, put another image in the place of one that cannot be read, and count them.
     cfg.DATALOADER.SKIP_UNREADABLE = False
 
+    # Compile the backbone with torch.compile; the names of its parameters stay as they are.
+    cfg.MODEL.BACKBONE.COMPILE = False
+
+    # The precision of SOLVER.AMP: "float16" (with scaled losses) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Process the SOLVER.IMS_PER_BATCH images of a step in this many parts, one after the other,
+    # for GPUs that cannot hold them at once.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+
     for name in UPSAMPLER_REGISTRY:
         cls = UPSAMPLER_REGISTRY.get(name)
         options = {option.upper(): value for option, value in upsampler_options(cls).items()}

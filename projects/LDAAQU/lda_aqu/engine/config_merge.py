@@ -129,6 +129,14 @@ def _decode(value: Any) -> Any:
         return value
 
 
+def config_items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys of a config, dotted, those of its nodes among them, with their values."""
+    for key, value in cfg.items():
+        yield prefix + key, value
+        if isinstance(value, CfgNode):
+            yield from config_items(value, f"{prefix}{key}.")
+
+
 def shown(value: Any) -> str:
     """A value for a message, cut short."""
     return textwrap.shorten(repr(value), 80, placeholder="...")
@@ -150,7 +158,7 @@ def _kind(value: Any) -> type:
 
 def _suggestion(cfg: CfgNode, key: str) -> str:
     """The known key nearest to an unknown one, and those beside it, for a message."""
-    known = list(_keys(cfg))
+    known = [dotted for dotted, _ in config_items(cfg)]
     parent, _, name = key.rpartition(".")
     namesakes = [other for other in known if other.split(".")[-1] == name]
     beside = [k.removeprefix(f"{parent}.") for k in known if k.rpartition(".")[0] == parent]
@@ -158,11 +166,3 @@ def _suggestion(cfg: CfgNode, key: str) -> str:
     if not parent or not beside:
         return near
     return textwrap.shorten(f"{near}; {parent} has {', '.join(beside)}", 300, placeholder=" ...")
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    """All keys of a config, dotted."""
-    for key, value in cfg.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")

@@ -100,6 +100,8 @@ _RULES = {
     "MODEL.UPERNET.DROPOUT": _Rule(lambda value: 0 <= value < 1, "at least 0, below 1"),
     "MODEL.UPERNET.POOL_SCALES": _at_least(1),
     "OUTPUT_DIR": _NAME,
+    "SOLVER.ACCUMULATION_STEPS": _at_least(1),
+    "SOLVER.AMP.DTYPE": _one_of("float16", "bfloat16"),
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _one_of("value", "norm"),

@@ -37,6 +37,8 @@ class Preemption(HookBase):
             return
         iteration = self.trainer.iter
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        # Whoever started the processes may kill the others when the first of them ends.
+        comm.synchronize()
         if comm.is_main_process():
             logger.warning(
                 "SIGTERM: saved after iteration %d in %r and ending; --resume goes on from there",

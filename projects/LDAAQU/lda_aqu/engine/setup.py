@@ -18,24 +18,25 @@ from .config_values import check_values
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file: str, opts: list[str]) -> CfgNode:
+def load_config(config_file: str, opts: list[str], *, device: str = "auto") -> CfgNode:
     """Detectron2's config with this project's keys, a YAML file and options merged into it.
 
     It has DeepLab's keys too, for those of its schedule, ``SOLVER.POLY_LR_*``, and of its crops.
-    ``MODEL.DEVICE`` is "auto" where nothing sets it: a GPU if there is one. The datasets that
-    ``DATASETS.COCO_FORMAT`` names are registered. The Python files that ``MODEL.UPSAMPLER_FILES``
-    lists are run first, as the options of the upsamplers that they register are keys, too.
+    The datasets that ``DATASETS.COCO_FORMAT`` names are registered. The Python files that
+    ``MODEL.UPSAMPLER_FILES`` lists are run first, as the options of the upsamplers that they
+    register are keys, too.
 
     Args:
         config_file: path of the YAML file, or "" for the defaults.
         opts: ``[KEY, VALUE, ...]``, as on Detectron2's command lines.
+        device: ``MODEL.DEVICE`` where nothing sets it. "auto" is a GPU if there is one.
 
     Raises:
         InputError: a file, a key or a value that cannot be used.
     """
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    cfg.MODEL.DEVICE = "auto"
+    cfg.MODEL.DEVICE = device
     cfg.MODEL.UPSAMPLER_FILES = []
     if config_file and not os.path.isfile(config_file):
         raise InputError(f"config file {config_file!r} does not exist")

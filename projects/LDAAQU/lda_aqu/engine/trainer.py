@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import LRScheduler
 from detectron2.utils import comm
+from torch import distributed, nn
 
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
 from ..errors import FULL_DISK, InputError
 from ..evaluation import build_evaluator, primary_metric
+from .accumulating_trainer import AccumulatingTrainer
 from .checkpoint import Checkpointer
 from .exact_resume import ExactResume, metrics_written
 from .finite_loss import FiniteLoss
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+"""The values of ``SOLVER.AMP.DTYPE``."""
+
 
 class Trainer(DefaultTrainer):
     """Detectron2's default trainer for this project's configs.
@@ -39,6 +44,32 @@ class Trainer(DefaultTrainer):
     The evaluator follows from the ``evaluator_type`` of each test dataset; the checkpoint with the
     best primary metric is kept as ``model_best.pth``.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's, whose steps and distributed models are for GPUs alone.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        # Each process has a GPU of its own, or shares the CPU, which has no number.
+        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        self._trainer = AccumulatingTrainer(
+            create_ddp_model(model, broadcast_buffers=False, **devices),
+            data_loader,
+            optimizer,
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trusted=cfg.MODEL.TRUST_WEIGHTS,
+            trainer=weakref.proxy(self),
+        )
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As in :class:`DefaultTrainer`; ``metrics.json`` is cut back to the checkpoint resumed."""
@@ -77,13 +108,6 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; those of this package for faults; one for the best checkpoint."""
-        # Here, as the hooks of the superclass hold on to the checkpointer they find.
-        self.checkpointer = Checkpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            trusted=self.cfg.MODEL.TRUST_WEIGHTS,
-            trainer=weakref.proxy(self),
-        )
         result = super().build_hooks()
         if self.cfg.DATASETS.TEST and comm.is_main_process():
             best = BestCheckpointer(
@@ -101,13 +125,26 @@ class Trainer(DefaultTrainer):
         return [*first, *others, *saving, Preemption(self.checkpointer)]
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As in :class:`DefaultTrainer`, with the backbone compiled if MODEL.BACKBONE.COMPILE."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.BACKBONE.COMPILE:
+            # Shapes that are known: with others, the code generator gives up on the pyramid.
+            model.backbone.compile(dynamic=False)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Batches of ``DATASETS.TRAIN``, with augmentation of their own for semantic models."""
+        """Batches of ``SOLVER.IMS_PER_BATCH / SOLVER.ACCUMULATION_STEPS`` over all processes.
+
+        They are of ``DATASETS.TRAIN``, with augmentation of their own for semantic models.
+        """
         augmentations = {}
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
             augmentations["augmentations"] = build_semantic_augmentation(cfg)
         mapper = DatasetMapper(cfg, is_train=True, **augmentations)
-        return build_train_loader(cfg, mapper, cfg.SOLVER.IMS_PER_BATCH)
+        total_batch_size = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS
+        return build_train_loader(cfg, mapper, total_batch_size)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
@@ -123,6 +160,23 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a dataset: see :func:`lda_aqu.evaluation.build_evaluator`."""
         return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """As in :class:`DefaultTrainer`, in all processes with the buffers of the main one.
+
+        Those of batch normalisation differ between processes that train, and it is the main
+        one's that are saved.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, src=0)
+        return super().test(cfg, model, evaluators)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

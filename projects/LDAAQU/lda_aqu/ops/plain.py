@@ -61,7 +61,7 @@ def backward(
         s = _Sampler(query, key, value, offsets, position_bias, num_heads)
         attention = s.attention()
         grad_output = s.split_heads(grad_output.to(s.value.dtype))
-        grad_offsets = torch.zeros_like(s.offsets)
+        grad_offsets = torch.zeros_like(s.offsets, memory_format=torch.contiguous_format)
 
         grad_value = torch.zeros_like(s.value)
         grad_attention = torch.empty_like(attention)
