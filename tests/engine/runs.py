@@ -7,6 +7,7 @@ import runpy
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ def log(config: Path) -> str:
     return config.with_suffix(".log").read_text()
 
 
-def wait_for(path: Path, process: multiprocessing.Process) -> None:
-    """Return when a run has made a file."""
+def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) -> None:
+    """Return when a run has come so far."""
     deadline = time.monotonic() + 240
-    while not path.exists():
+    while not condition():
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -382,10 +382,7 @@ def test_torchrun_leaves_nothing_for_our_options(monkeypatch):
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "half"], "'half': allowed are float16"),
-        (["SOLVER.ACCUMULATION_STEPS", "0"], "SOLVER.ACCUMULATION_STEPS 0: must be at least 1"),
         (["SOLVER.ACCUMULATION_STEPS", "16"], "IMS_PER_BATCH 16 must be .* 2, times .* 16"),
-        (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0 must be"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "3"], "16 is not a multiple of .*REFERENCE_WORLD_SIZE 3"),
         (
             ["SOLVER.REFERENCE_WORLD_SIZE", "8", "SOLVER.ACCUMULATION_STEPS", "4"],
