@@ -22,17 +22,17 @@ def started(output: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "more",
+    "iterations, more",
     [
-        (),
+        (33, ()),
         # The scale of the losses is part of the state, and an iteration draws two batches.
-        ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2),
+        (13, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2)),
     ],
     ids=["plain", "accumulated in float16"],
 )
-def test_killed_and_resumed(tiny_config, tmp_path, more):
+def test_killed_and_resumed(tiny_config, tmp_path, iterations, more):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    opts = (*OPTS, "SOLVER.MAX_ITER", 33, *more)
+    opts = (*OPTS, "SOLVER.MAX_ITER", iterations, *more)
     assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
     opts = (*opts, "OUTPUT_DIR", resumed)
     process = runs.start(tiny_config, *opts)
