@@ -36,7 +36,7 @@ def test_killed_and_resumed(tiny_config, tmp_path, iterations, more):
     assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
     opts = (*opts, "OUTPUT_DIR", resumed)
     process = runs.start(tiny_config, *opts)
-    runs.wait_for(lambda: (resumed / "model_0000004.pth").exists(), process)
+    runs.wait_for((resumed / "last_checkpoint").exists, process)
     process.kill()
     process.join()
     assert not (resumed / "model_final.pth").exists()

@@ -148,7 +148,7 @@ def test_a_compiled_backbone_trains_as_it_does_uncompiled(tiny_config):
         trainer = Trainer(cfg)
         trainer.train()
         weights.append(trainer.model.state_dict())
-    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)
 
 
 def test_recipe_is_scaled_to_the_number_of_processes(tiny_config):
