@@ -32,6 +32,7 @@ class Problem(ctypes.Structure):
         ),
         ("offset_strides", ctypes.c_int64 * 6),
         ("grad_offset_strides", ctypes.c_int64 * 6),
+        ("value_strides", ctypes.c_int64 * 4),
         ("output_strides", ctypes.c_int64 * 4),
         ("grad_value_strides", ctypes.c_int64 * 4),
         *(
@@ -199,10 +200,11 @@ class _Call:
             output_dtype=DTYPES.index(self.output_dtype),
         )
         self._tensors: list[Tensor] = []  # whose addresses the problem has
-        for name, tensor in (("query", query), ("key", key), ("value", value)):
+        for name, tensor in (("query", query), ("key", key)):
             self.set_tensor(
                 name, tensor.to(self.dtype).contiguous(memory_format=torch.channels_last)
             )
+        self.set_tensor("value", value.to(self.dtype), "value_strides")
         self.set_tensor("offsets", offsets.to(self.dtype), "offset_strides")
         if position_bias is not None:
             self.set_tensor("bias", position_bias.to(self.dtype).contiguous())

@@ -1,7 +1,8 @@
-// What the forward and the backward pass share: where a pixel's taps are, and its attention.
+// What the forward and the backward pass share: where the taps of pixels are, and their attention.
 #pragma once
 #include <omp.h>
 
+#include "layout.h"
 #include "problem.h"
 #include "scalars.h"
 #include "vectors.h"
@@ -9,12 +10,14 @@
 namespace LDA_AQU_ISA {
 namespace {
 
-constexpr int64_t kBlock = 16;  // rows and columns of a Block
-constexpr int64_t kPad = 16;    // keeps rows of a tile off the same cache sets
+constexpr int64_t kBlockRows = 8;      // of a Block
+constexpr int64_t kBlockColumns = 64;  // long enough runs for maps in which channels lie far apart
+constexpr int64_t kPad = 16;           // keeps rows of a tile off the same cache sets
 
 // Consecutive channels that belong to one group and one head.
 struct Segment {
     int64_t begin, end, group, head;
+    int64_t length() const { return end - begin; }
 };
 
 inline Segment segment_at(int64_t begin, int64_t channels, const Problem& p) {
@@ -23,10 +26,18 @@ inline Segment segment_at(int64_t begin, int64_t channels, const Problem& p) {
     return {begin, min((group + 1) * group_width, (head + 1) * head_width), group, head};
 }
 
+// Output pixels (y, x) to (y, x + width - 1) of image n; width is at most kStrip.
+struct Strip {
+    int64_t n, y, x, width;
+};
+
 // Output pixels that are one unit of work.
 struct Block {
     int64_t n, y, x, height, width;
-    int64_t pixels() const { return height * width; }
+    int64_t strips() const { return ceil_div(width, kStrip); }
+    Strip strip(int64_t row, int64_t column) const {
+        return {n, y + row, x + column * kStrip, min(kStrip, width - column * kStrip)};
+    }
 };
 
 // Hands out consecutive pieces of the workspace, or just counts them where there is none.
@@ -42,80 +53,79 @@ struct Arena {
     }
 };
 
-// The taps of the points of one pixel and one group: where they are and what they weigh.
+// The taps of the points of a strip and one group: where they are and what they weigh.
 template <typename T>
 struct Taps {
-    T *base_y, *base_x;        // (points): whole part of the undeformed position
-    T *y, *x;                  // (points): the rest of the position; its fraction after `place_taps`
-    int32_t *row, *column;     // (points): of the corner (0, 0)
-    T* weights;                // (4, k²): of the corners (0, 0), (0, 1), (1, 0), (1, 1)
-    int32_t* index;            // (4, k²): pixel of the input, or -1 outside it
+    T *y, *x;        // (k², kStrip): position within the cell of the input grid
+    T* weights;      // (4, k², kStrip): of the corners (0, 0), (0, 1), (1, 0), (1, 1) of the cell
+    int32_t* pixel;  // (4, k², kStrip): pixel of the input, or -1 outside it
 };
 
-// What one thread works with. `points` is k² rounded up, so that loops over points become vectors;
-// where rows of k² follow one another, each such loop overwrites what the one before left over.
+// What one thread works with. Lanes of a strip beyond its width hold what is never used.
 template <typename T>
 struct Scratch {
     Taps<T>* taps;   // one for each group
-    T* attention;    // (heads, points)
-    T* key_dots;     // (segments, taps): q . key at the taps
-    const T** rows;  // (5, k²): where taps, and the bias, are read
+    T* attention;    // (heads, k², kStrip)
+    T* key_dots;     // (segments, 4, k², kStrip): q . key at the taps
+    T* bias_dots;    // (points, kStrip): q . bias
+    T* pixel_dots;   // (kStrip, dots of a pixel)
+    T* tap_weights;  // (4, k², kStrip)
+    T* tile;         // (kBlockColumns, C + kPad): a row of the output, or its gradient, in a block
 };
 
 template <typename T>
 struct Kernel {
-    using V = Vector<T, kVectorBytes>;
-
     const Problem& p;
-    const int64_t num_points, points;
-    const int64_t taps;  // 4 k², and room to write the last k² in whole vectors
-    const T *query, *key, *value, *offsets, *bias;
+    const int64_t num_points;
+    const int64_t points;  // k², rounded up to what add_dots takes
+    const int64_t corner;  // k² * kStrip, between the corners of a tap
+    const T *query, *key, *offsets, *bias;
     const T scale, scale_y, scale_x;  // of the logits, and from output to input pixels
     T *row_base, *row_fraction, *column_base, *column_fraction;  // undeformed positions
-    T* bias_columns;  // (heads, d / heads, points)
     T* zeros;
+    int32_t* bias_rows;  // (points, kStrip): number of the point, or -1 beyond k²
+    T* value;            // (N, groups, H, W, C / groups)
     Scratch<T>* scratch;
 
     Kernel(const Problem& problem, Arena& arena)
         : p(problem),
           num_points(p.kernel_size * p.kernel_size),
-          points(round_up(num_points, 16)),
-          taps(3 * num_points + points),
+          points(round_up(num_points, 4)),
+          corner(num_points * kStrip),
           query(static_cast<const T*>(p.query)),
           key(static_cast<const T*>(p.key)),
-          value(static_cast<const T*>(p.value)),
           offsets(static_cast<const T*>(p.offsets)),
           bias(static_cast<const T*>(p.bias)),
           scale(static_cast<T>(1 / __builtin_sqrt(static_cast<double>(p.depth / p.heads)))),
           scale_y(static_cast<T>(ratio(p.in_height, p.out_height))),
           scale_x(static_cast<T>(ratio(p.in_width, p.out_width))) {
         const int64_t rows = p.out_height + p.kernel_size - 1;
-        const int64_t columns = p.out_width + p.kernel_size - 1;
+        const int64_t columns = round_up(p.out_width, kStrip) + p.kernel_size - 1;
         row_base = arena.take<T>(rows);
         row_fraction = arena.take<T>(rows);
         column_base = arena.take<T>(columns);
         column_fraction = arena.take<T>(columns);
-        bias_columns = arena.take<T>(bias ? p.depth * points : 0);
         zeros = arena.take<T>(p.channels > p.depth ? p.channels : p.depth);
+        bias_rows = arena.take<int32_t>(points * kStrip);
+        value = arena.take<T>(p.batch * in_pixels() * p.channels);
         scratch = arena.take<Scratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch<T> s;
             s.taps = arena.take<Taps<T>>(p.groups);
             for (int64_t group = 0; group < p.groups; ++group) {
                 Taps<T> taps;
-                taps.base_y = arena.take<T>(points);
-                taps.base_x = arena.take<T>(points);
-                taps.y = arena.take<T>(points);
-                taps.x = arena.take<T>(points);
-                taps.row = arena.take<int32_t>(points);
-                taps.column = arena.take<int32_t>(points);
-                taps.weights = arena.take<T>(4 * points);
-                taps.index = arena.take<int32_t>(4 * points);
+                taps.y = arena.take<T>(corner);
+                taps.x = arena.take<T>(corner);
+                taps.weights = arena.take<T>(4 * corner);
+                taps.pixel = arena.take<int32_t>(4 * corner);
                 if (arena.base) s.taps[group] = taps;
             }
-            s.attention = arena.take<T>(p.heads * points);
-            s.key_dots = arena.take<T>(segments() * taps);
-            s.rows = arena.take<const T*>(5 * points);
+            s.attention = arena.take<T>(p.heads * corner);
+            s.key_dots = arena.take<T>(segments() * 4 * corner);
+            s.bias_dots = arena.take<T>(points * kStrip);
+            s.pixel_dots = arena.take<T>(kStrip * pixel_dots_stride());
+            s.tap_weights = arena.take<T>(4 * corner);
+            s.tile = arena.take<T>(kBlockColumns * tile_stride());
             if (arena.base) scratch[thread] = s;
         }
     }
@@ -124,43 +134,52 @@ struct Kernel {
         return out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0.0;
     }
 
-    int64_t tile_stride() const { return p.channels + kPad; }
-    int64_t tile_size() const { return round_up(kBlock * tile_stride(), 16); }
+    int64_t in_pixels() const { return p.in_height * p.in_width; }
     int64_t segments() const { return p.groups + p.heads - 1; }  // at most
-    int64_t block_rows() const { return ceil_div(p.out_height, kBlock); }
-    int64_t block_columns() const { return ceil_div(p.out_width, kBlock); }
+    int64_t pixel_dots_stride() const { return 4 * points + 4; }
+    int64_t tile_stride() const { return p.channels + kPad; }
+    int64_t block_rows() const { return ceil_div(p.out_height, kBlockRows); }
+    int64_t block_columns() const { return ceil_div(p.out_width, kBlockColumns); }
+    int64_t strip_columns() const { return ceil_div(p.out_width, kStrip); }
     int64_t blocks_per_image() const { return block_rows() * block_columns(); }
     int64_t blocks() const { return p.batch * blocks_per_image(); }
-    int64_t output_pixel(int64_t n, int64_t y, int64_t x) const {
-        return (n * p.out_height + y) * p.out_width + x;
+    int64_t strips() const { return p.batch * p.out_height * strip_columns(); }
+    int64_t output_pixel(const Strip& s) const {
+        return (s.n * p.out_height + s.y) * p.out_width + s.x;
+    }
+    int64_t strip_index(const Strip& s) const {
+        return (s.n * p.out_height + s.y) * strip_columns() + s.x / kStrip;
     }
 
-    void prepare() {
-        fill_positions(p.in_height, p.out_height, row_base, row_fraction);
-        fill_positions(p.in_width, p.out_width, column_base, column_fraction);
+    void prepare() const {
+        fill_positions(p.in_height, p.out_height, p.out_height, row_base, row_fraction);
+        fill_positions(p.in_width, p.out_width, round_up(p.out_width, kStrip), column_base,
+                       column_fraction);
         for (int64_t c = 0; c < p.channels || c < p.depth; ++c) zeros[c] = 0;
-        if (bias) {
-            const int64_t width = p.depth / p.heads;
-            for (int64_t head = 0; head < p.heads; ++head)
-                for (int64_t c = 0; c < width; ++c)
-                    for (int64_t i = 0; i < points; ++i)
-                        bias_columns[(head * width + c) * points + i] =
-                            i < num_points ? bias[(head * num_points + i) * width + c] : 0;
+        for (int64_t i = 0; i < points * kStrip; ++i)
+            bias_rows[i] = i < corner ? static_cast<int32_t>(i / kStrip) : -1;
+        move_value();
+    }
+
+    // The groups apart: their rows then lie close together, and use all sets of the cache.
+    void move_value() const {
+        const T* const source = static_cast<const T*>(p.value);
+        const int64_t *stride = p.value_strides, width = p.channels / p.groups;
+#pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
+        for (int64_t row = 0; row < p.batch * p.in_height; ++row) {
+            const int64_t n = row / p.in_height, y = row % p.in_height;
+            for (int64_t group = 0; group < p.groups; ++group)
+                load_pixels(source + n * stride[0] + group * width * stride[1] + y * stride[2],
+                            stride[1], stride[3], p.in_width, width,
+                            value + ((n * p.groups + group) * p.in_height + y) * p.in_width * width,
+                            width);
         }
-        for (int64_t thread = 0; thread < p.threads; ++thread)
-            for (int64_t group = 0; group < p.groups; ++group) {
-                const Taps<T>& taps = scratch[thread].taps[group];
-                for (int64_t i = num_points; i < points; ++i) {  // only ever read in vain
-                    taps.base_y[i] = taps.base_x[i] = 0;
-                    taps.y[i] = taps.x[i] = 0;
-                }
-            }
     }
 
     // Whole and fraction apart, so that float32 loses nothing of the fraction in wide maps.
-    void fill_positions(int64_t in, int64_t out, T* base, T* fraction) const {
+    void fill_positions(int64_t in, int64_t out, int64_t count, T* base, T* fraction) const {
         const double step = ratio(in, out);
-        for (int64_t i = 0; i < out + p.kernel_size - 1; ++i) {
+        for (int64_t i = 0; i < count + p.kernel_size - 1; ++i) {
             const double position = static_cast<double>(i - p.kernel_size / 2) * step;
             base[i] = static_cast<T>(__builtin_floor(position));
             fraction[i] = static_cast<T>(position - __builtin_floor(position));
@@ -168,138 +187,162 @@ struct Kernel {
     }
 
     Block block_at(int64_t index) const {
-        const int64_t y = index % blocks_per_image() / block_columns() * kBlock;
-        const int64_t x = index % block_columns() * kBlock;
-        return {index / blocks_per_image(), y, x, min(kBlock, p.out_height - y),
-                min(kBlock, p.out_width - x)};
+        const int64_t y = index % blocks_per_image() / block_columns() * kBlockRows;
+        const int64_t x = index % block_columns() * kBlockColumns;
+        return {index / blocks_per_image(), y, x, min(kBlockRows, p.out_height - y),
+                min(kBlockColumns, p.out_width - x)};
     }
 
-    void place_taps(int64_t n, int64_t group, int64_t y, int64_t x, const Taps<T>& taps) const {
+    void place_taps(const Strip& s, int64_t group, const Taps<T>& taps) const {
         const int64_t* stride = p.offset_strides;
-        const T* offset = offsets + n * stride[0] + group * stride[1] + y * stride[4] + x * stride[5];
+        const T* offset =
+            offsets + s.n * stride[0] + group * stride[1] + s.y * stride[4] + s.x * stride[5];
         for (int64_t i = 0, a = 0; a < p.kernel_size; ++a)
-            for (int64_t b = 0; b < p.kernel_size; ++b, ++i) {
-                taps.base_y[i] = row_base[y + a];
-                taps.base_x[i] = column_base[x + b];
-                taps.y[i] = offset[i * stride[2]] * scale_y + row_fraction[y + a];
-                taps.x[i] = offset[i * stride[2] + stride[3]] * scale_x + column_fraction[x + b];
+            for (int64_t b = 0; b < p.kernel_size; ++b, ++i, offset += stride[2]) {
+                T* const y = taps.y + i * kStrip;
+                T* const x = taps.x + i * kStrip;
+                load_strip(offset, stride[5], s.width, y);
+                load_strip(offset + stride[3], stride[5], s.width, x);
+                place_point(row_base[s.y + a], row_fraction[s.y + a], column_base + s.x + b,
+                            column_fraction + s.x + b, y, x, taps.weights + i * kStrip,
+                            taps.pixel + i * kStrip);
             }
-        find_cells(taps.base_y, p.in_height, taps.y, taps.row);
-        find_cells(taps.base_x, p.in_width, taps.x, taps.column);
-        const int32_t height = static_cast<int32_t>(p.in_height);
+    }
+
+    static void load_strip(const T* source, int64_t stride, int64_t width, T* strip) {
+        if (stride == 1 && width == kStrip) {
+            memcpy(strip, source, kStrip * sizeof(T));
+        } else {
+            for (int64_t i = 0; i < width; ++i) strip[i] = source[i * stride];
+            for (int64_t i = width; i < kStrip; ++i) strip[i] = 0;
+        }
+    }
+
+    // One point of a strip: from offsets in y and x to positions within their cells, the weights of
+    // the corners and their pixels.
+    void place_point(T base_y, T fraction_y, const T* base_x, const T* fraction_x, T* y, T* x,
+                     T* weights, int32_t* pixel) const {
         const int32_t width = static_cast<int32_t>(p.in_width);
-        const T *const wy = taps.y, *const wx = taps.x;
-        const int32_t *const row = taps.row, *const column = taps.column;
-        for (int32_t corner = 0; corner < 4; ++corner) {
-            const int32_t down = corner / 2, right = corner % 2;
-            int32_t* const index = taps.index + corner * num_points;
-            T* const weights = taps.weights + corner * num_points;
+        const T last_row = static_cast<T>(p.in_height), last_column = static_cast<T>(p.in_width);
+        int32_t row[kStrip], column[kStrip];
 #pragma omp simd
-            for (int64_t i = 0; i < points; ++i) {
+        for (int64_t i = 0; i < kStrip; ++i) {
+            const T at_y = y[i] * scale_y + fraction_y, at_x = x[i] * scale_x + fraction_x[i];
+            const T whole_y = floor_of(at_y), whole_x = floor_of(at_x);
+            row[i] = cell(base_y + whole_y, last_row);
+            column[i] = cell(base_x[i] + whole_x, last_column);
+            y[i] = at_y - whole_y;
+            x[i] = at_x - whole_x;
+        }
+        for (int32_t rank = 0; rank < 4; ++rank, weights += corner, pixel += corner) {
+            const int32_t down = rank / 2, right = rank % 2;
+            const uint32_t rows = static_cast<uint32_t>(p.in_height);
+            const uint32_t columns = static_cast<uint32_t>(p.in_width);
+#pragma omp simd
+            for (int64_t i = 0; i < kStrip; ++i) {
                 const int32_t at_y = row[i] + down, at_x = column[i] + right;
-                const bool inside = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width);
-                index[i] = inside ? at_y * width + at_x : -1;
-                weights[i] = (down ? wy[i] : 1 - wy[i]) * (right ? wx[i] : 1 - wx[i]);
+                const bool inside = (static_cast<uint32_t>(at_y) < rows) &
+                                    (static_cast<uint32_t>(at_x) < columns);
+                pixel[i] = inside ? at_y * width + at_x : -1;
+                weights[i] = (down ? y[i] : 1 - y[i]) * (right ? x[i] : 1 - x[i]);
             }
         }
     }
 
-    // Splits positions into the cell of the input grid, or -2, and the fraction
-    // within it. Compared before it is converted: it may be anything, NaN and infinity too.
-    void find_cells(const T* base, int64_t size, T* position, int32_t* cell) const {
-        const T last = static_cast<T>(size);
-#pragma omp simd
-        for (int64_t i = 0; i < points; ++i) {
-            const T whole = floor_of(position[i]), at = base[i] + whole;
-            position[i] -= whole;
-            cell[i] = static_cast<int32_t>((at >= -1) & (at < last) ? at : static_cast<T>(-2));
-        }
+    // The row or column of the input grid that a position is in, or -2 if it is not next to the map.
+    // Compared before it is converted: it may be anything, NaN and infinity too.
+    static inline int32_t cell(T at, T size) {
+        return static_cast<int32_t>((at >= -1) & (at < size) ? at : static_cast<T>(-2));
     }
 
-    // The rows of a segment's channels at each tap.
-    void find_rows(const Taps<T>& taps, const T* source, int64_t channels, const T** rows) const {
-        const T* const outside = zeros;
-        const int32_t* const index = taps.index;
-#pragma omp simd
-        for (int64_t i = 0; i < 4 * num_points; ++i)
-            rows[i] = index[i] < 0 ? outside : source + index[i] * channels;
+    // Where the channels of a segment of the key, or of the value, are.
+    Rows<const T> key_rows(int64_t n, const Segment& segment) const {
+        return {key + n * in_pixels() * p.depth + segment.begin, p.depth, zeros};
+    }
+    Rows<const T> value_rows(int64_t n, const Segment& segment) const {
+        const int64_t width = p.channels / p.groups;
+        return {value + (n * p.groups + segment.group) * in_pixels() * width + segment.begin % width,
+                width, zeros};
     }
 
-    // weights[taps] = (of the point, from `factors`) x (of the corner).
-    void weigh_taps(const Taps<T>& taps, const T* factors, T* weights) const {
-        for (int64_t corner = 0; corner < 4; ++corner) {
-            const T* const corner_weights = taps.weights + corner * num_points;
-            T* const out = weights + corner * num_points;
+    // tap_weights = (of the points, from `factors`) x (of the corners).
+    void weigh_taps(const Taps<T>& taps, const T* factors, T* tap_weights) const {
+        for (int64_t at = 0; at < 4 * corner; at += corner)
 #pragma omp simd
-            for (int64_t i = 0; i < points; ++i) out[i] = factors[i] * corner_weights[i];
-        }
+            for (int64_t i = 0; i < corner; ++i)
+                tap_weights[at + i] = factors[i] * taps.weights[at + i];
     }
 
-    // dots[taps] = x . source at each tap; into[points] += those, interpolated.
-    void add_point_dots(const Taps<T>& taps, const T* x, const T* source, int64_t channels,
-                        int64_t length, const T** rows, T* dots, T* into) const {
-        find_rows(taps, source, channels, rows);
-        for (int64_t i = 0; i < 4 * num_points; i += 4) {
-            dots[i] = dots[i + 1] = dots[i + 2] = dots[i + 3] = 0;
-            add_dots<T>(x, rows + i, length, dots + i);
+    // Places the taps of all groups and computes the attention; leaves q . key at the taps.
+    void attend(const Strip& s, const Scratch<T>& scratch) const {
+        for (int64_t group = 0; group < p.groups; ++group) place_taps(s, group, scratch.taps[group]);
+        const T* q = query + output_pixel(s) * p.depth;
+        const int64_t width = p.depth / p.heads;
+        for (int64_t head = 0; head < p.heads; ++head) {
+            if (bias)
+                compute_dots(s, q + head * width, p.depth,
+                             {bias + head * num_points * width, width, zeros}, bias_rows, points,
+                             width, scratch.pixel_dots, scratch.bias_dots);
+            for (int64_t i = 0; i < corner; ++i)
+                scratch.attention[head * corner + i] = bias ? scratch.bias_dots[i] : 0;
         }
-        for (int64_t corner = 0; corner < 4; ++corner) {
-            const T* const weights = taps.weights + corner * num_points;
-            const T* const corner_dots = dots + corner * num_points;
-#pragma omp simd
-            for (int64_t i = 0; i < points; ++i) into[i] += weights[i] * corner_dots[i];
-        }
+        add_point_dots(s, q, p.depth, p.depth, false, scratch, scratch.key_dots, scratch.attention);
+        softmax(scratch.attention);
     }
 
-    // Places the taps of all groups and computes s.attention; leaves q . key at the taps in
-    // s.key_dots.
-    void attend(int64_t n, int64_t y, int64_t x, const Scratch<T>& s) const {
-        const T* q = query + output_pixel(n, y, x) * p.depth;
-        for (int64_t group = 0; group < p.groups; ++group) place_taps(n, group, y, x, s.taps[group]);
+    // dots (count, kStrip) = x . row over `length` channels; x is a row for each pixel of the strip.
+    void compute_dots(const Strip& s, const T* x, int64_t x_stride, const Rows<const T>& rows,
+                      const int32_t* pixels, int64_t count, int64_t length, T* pixel_dots,
+                      T* dots) const {
+        const int64_t stride = pixel_dots_stride();
+        for (int64_t i = 0; i < s.width; ++i) {
+            T* const sums = pixel_dots + i * stride;
+            for (int64_t t = 0; t < count; ++t) sums[t] = 0;
+            add_dots<T>(x + i * x_stride, rows, pixels + i, count, length, sums);
+        }
+        transpose(pixel_dots, stride, s.width, count, dots, kStrip);
+    }
 
-        start_logits(q, s.attention);
-        const T* image = key + n * p.in_height * p.in_width * p.depth;
-        T* dots = s.key_dots;
-        for (int64_t at = 0; at < p.depth; dots += taps) {
-            const Segment segment = segment_at(at, p.depth, p);
-            add_point_dots(s.taps[segment.group], q + at, image + at, p.depth, segment.end - at,
-                           s.rows, dots, s.attention + segment.head * points);
+    // dots (segments, 4, k², kStrip) = x . value, or key, at each tap; into (heads, k², kStrip) += those,
+    // interpolated.
+    void add_point_dots(const Strip& s, const T* x, int64_t x_stride, int64_t channels,
+                        bool is_value, const Scratch<T>& scratch, T* dots, T* into) const {
+        for (int64_t at = 0; at < channels; dots += 4 * corner) {
+            const Segment segment = segment_at(at, channels, p);
+            const Taps<T>& taps = scratch.taps[segment.group];
+            compute_dots(s, x + at, x_stride, is_value ? value_rows(s.n, segment) : key_rows(s.n, segment),
+                         taps.pixel, 4 * num_points, segment.length(), scratch.pixel_dots, dots);
+            T* const sums = into + segment.head * corner;
+#pragma omp simd
+            for (int64_t i = 0; i < corner; ++i)
+                sums[i] += (taps.weights[i] * dots[i] + taps.weights[corner + i] * dots[corner + i]) +
+                           (taps.weights[2 * corner + i] * dots[2 * corner + i] +
+                            taps.weights[3 * corner + i] * dots[3 * corner + i]);
             at = segment.end;
         }
-        for (int64_t head = 0; head < p.heads; ++head) softmax(s.attention + head * points);
     }
 
-    // logits[heads, points] = q . bias
-    void start_logits(const T* q, T* logits) const {
-        const int64_t width = p.depth / p.heads;
-        for (int64_t head = 0; head < p.heads; ++head)
-            for (int64_t i = 0; i < points; i += V::lanes) {
-                const T *x = q + head * width, *column = bias_columns + head * width * points + i;
-                typename V::type total[4] = {};
-                int64_t c = 0;
-                if (bias) {
-                    for (; c + 4 <= width; c += 4)
-                        for (int64_t u = 0; u < 4; ++u)
-                            total[u] += x[c + u] * V::load(column + (c + u) * points);
-                    for (; c < width; ++c) total[0] += x[c] * V::load(column + c * points);
-                }
-                V::store(logits + head * points + i, (total[0] + total[1]) + (total[2] + total[3]));
-            }
-    }
-
+    // From logits (heads, k², kStrip), before they are scaled, to the attention in their place.
     void softmax(T* logits) const {
-        T largest = logits[0];
-        for (int64_t i = 1; i < num_points; ++i)
-            largest = logits[i] > largest ? logits[i] : largest;
+        for (int64_t head = 0; head < p.heads; ++head, logits += corner) {
+            T largest[kStrip], total[kStrip];
+            for (int64_t i = 0; i < kStrip; ++i) largest[i] = logits[i], total[i] = 0;
+            for (int64_t at = kStrip; at < corner; at += kStrip)
 #pragma omp simd
-        for (int64_t i = 0; i < points; ++i)
-            logits[i] = exp_negative((logits[i] - largest) * scale);
-        T total = 0;
-        for (int64_t i = 0; i < num_points; ++i) total += logits[i];
-        const T inverse = 1 / total;
-        for (int64_t i = 0; i < points; ++i) logits[i] *= inverse;
+                for (int64_t i = 0; i < kStrip; ++i)
+                    largest[i] = logits[at + i] > largest[i] ? logits[at + i] : largest[i];
+            for (int64_t at = 0; at < corner; at += kStrip)
+#pragma omp simd
+                for (int64_t i = 0; i < kStrip; ++i) {
+                    logits[at + i] = exp_negative((logits[at + i] - largest[i]) * scale);
+                    total[i] += logits[at + i];
+                }
+            for (int64_t i = 0; i < kStrip; ++i) total[i] = 1 / total[i];
+            for (int64_t at = 0; at < corner; at += kStrip)
+#pragma omp simd
+                for (int64_t i = 0; i < kStrip; ++i) logits[at + i] *= total[i];
+        }
     }
-
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The gradients.
 #pragma once
 #include "attention.h"
-#include "layout.h"
 
 namespace LDA_AQU_ISA {
 namespace {
@@ -11,31 +10,27 @@ constexpr int64_t kChunk = 128;  // channels that one unit of the scatter handle
 // What a thread works with beyond Scratch.
 template <typename T>
 struct BackwardScratch {
-    T* grad_logits;  // (heads, points)
-    T* value_dots;   // (segments, taps): grad . value at the taps
-    T* tap_weights;  // (5, k²)
-    T** targets;     // (4, k²): where gradients are added
-    T* tile;         // (kBlock, C + kPad): gradients of the output pixels of a row
+    T* grad_logits;   // (heads, k², kStrip)
+    T* value_dots;    // (segments, 4, k², kStrip): grad . value at the taps
+    T* grad_offsets;  // (2, k², kStrip)
 };
 
 template <typename T>
 struct BackwardKernel : Kernel<T> {
     using Base = Kernel<T>;
-    using Base::p;
+    using Base::corner;
     using Base::num_points;
-    using Base::points;
-    using Base::taps;
+    using Base::p;
 
-    T *attention, *grad_logits;  // (N, Y, X, heads, k²)
+    T *attention, *grad_logits;  // (strips, heads, k², kStrip)
     T* bias_sums;                // (blocks, heads, k², d / heads)
-    T* chunk_sums;               // (threads, H * W + 1, kChunk); the last row takes what is outside
+    T* chunk_sums;               // (threads, H * W + 1, chunk); the last row takes what is outside
     int64_t chunk;               // channels of a unit of the scatter
     BackwardScratch<T>* backward_scratch;
 
     BackwardKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {
-        const int64_t pixels = p.batch * p.out_height * p.out_width;
-        attention = arena.take<T>(pixels * p.heads * num_points);
-        grad_logits = arena.take<T>(pixels * p.heads * num_points);
+        attention = arena.take<T>(this->strips() * p.heads * corner);
+        grad_logits = arena.take<T>(this->strips() * p.heads * corner);
         bias_sums = arena.take<T>(this->bias ? this->blocks() * num_points * p.depth : 0);
         chunk = kChunk;
         while (chunk > 16 && p.batch * (p.channels + p.depth) / chunk < 2 * p.threads) chunk /= 2;
@@ -43,45 +38,31 @@ struct BackwardKernel : Kernel<T> {
         backward_scratch = arena.take<BackwardScratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             BackwardScratch<T> s;
-            s.grad_logits = arena.take<T>(p.heads * points);
-            s.value_dots = arena.take<T>(this->segments() * taps);
-            s.tap_weights = arena.take<T>(5 * points);
-            s.targets = arena.take<T*>(4 * points);
-            s.tile = arena.take<T>(this->tile_size());
+            s.grad_logits = arena.take<T>(p.heads * corner);
+            s.value_dots = arena.take<T>(this->segments() * 4 * corner);
+            s.grad_offsets = arena.take<T>(2 * corner);
             if (arena.base) backward_scratch[thread] = s;
         }
     }
 
-    int64_t chunk_sums_size() const {
-        return round_up((p.in_height * p.in_width + 1) * chunk, 16);
-    }
-
-    // Calls visit(segment) for each piece of at most `chunk` channels.
-    template <typename F>
-    void for_chunks(int64_t channels, F visit) const {
-        for (int64_t at = 0; at < channels;) {
-            Segment segment = segment_at(at, channels, p);
-            segment.end = min(segment.end, at + chunk);
-            visit(segment);
-            at = segment.end;
-        }
-    }
+    int64_t chunk_sums_size() const { return round_up((this->in_pixels() + 1) * chunk, 16); }
 
     template <typename S>
     void backward() const {
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(dynamic)
         for (int64_t index = 0; index < this->blocks(); ++index) {
             const int thread = omp_get_thread_num();
-            const BackwardScratch<T>& b = backward_scratch[thread];
+            const Scratch<T>& scratch = this->scratch[thread];
             T* bias_sum = bias_sums + index * num_points * p.depth;
             if (this->bias)
                 for (int64_t i = 0; i < num_points * p.depth; ++i) bias_sum[i] = 0;
             const Block block = this->block_at(index);
-            for (int64_t y = block.y; y < block.y + block.height; ++y) {
-                load_grad_output<S>(block, y, 0, p.channels, b.tile);
-                for (int64_t i = 0; i < block.width; ++i)
-                    gather_pixel(block.n, y, block.x + i, this->scratch[thread], b,
-                                 b.tile + i * this->tile_stride(), bias_sum);
+            for (int64_t row = 0; row < block.height; ++row) {
+                load_grad_output<S>(block, row, 0, p.channels, scratch.tile);
+                for (int64_t column = 0; column < block.strips(); ++column)
+                    gather(block.strip(row, column), scratch,
+                           scratch.tile + column * kStrip * this->tile_stride(),
+                           backward_scratch[thread], bias_sum);
             }
         }
         if (this->bias) sum_bias();
@@ -102,106 +83,129 @@ struct BackwardKernel : Kernel<T> {
         }
     }
 
+    // Calls visit(segment) for each piece of at most `chunk` channels.
+    template <typename F>
+    void for_chunks(int64_t channels, F visit) const {
+        for (int64_t at = 0; at < channels;) {
+            Segment segment = segment_at(at, channels, p);
+            segment.end = min(segment.end, at + chunk);
+            visit(segment);
+            at = segment.end;
+        }
+    }
+
     // Channels [first, first + count) of the output's gradient at a row of a block.
     template <typename S>
-    void load_grad_output(const Block& block, int64_t y, int64_t first, int64_t count,
+    void load_grad_output(const Block& block, int64_t row, int64_t first, int64_t count,
                           T* tile) const {
         const int64_t* stride = p.output_strides;
         const S* grad = static_cast<const S*>(p.grad_output) + block.n * stride[0] +
-                        first * stride[1] + y * stride[2] + block.x * stride[3];
+                        first * stride[1] + (block.y + row) * stride[2] + block.x * stride[3];
         load_pixels(grad, stride[1], stride[3], block.width, count, tile, this->tile_stride());
     }
 
-    // The gradients that a pixel gathers: of its query, its offsets, its share of the bias'.
-    void gather_pixel(int64_t n, int64_t y, int64_t x, const Scratch<T>& s,
-                      const BackwardScratch<T>& b, const T* grad, T* bias_sum) const {
-        this->attend(n, y, x, s);
-        for (int64_t i = 0; i < p.heads * points; ++i) b.grad_logits[i] = 0;
-        const T* image = this->value + n * p.in_height * p.in_width * p.channels;
-        T* dots = b.value_dots;
-        for (int64_t at = 0; at < p.channels; dots += taps) {
-            const Segment segment = segment_at(at, p.channels, p);
-            this->add_point_dots(s.taps[segment.group], grad + at, image + at, p.channels,
-                                 segment.end - at, s.rows, dots,
-                                 b.grad_logits + segment.head * points);
-            at = segment.end;
-        }
-        const int64_t pixel = this->output_pixel(n, y, x);
+    // The gradients that pixels gather: of their queries, their offsets, their share of the bias'.
+    void gather(const Strip& s, const Scratch<T>& scratch, const T* grad,
+                const BackwardScratch<T>& b, T* bias_sum) const {
+        this->attend(s, scratch);
+        for (int64_t i = 0; i < p.heads * corner; ++i) b.grad_logits[i] = 0;
+        this->add_point_dots(s, grad, this->tile_stride(), p.channels, true, scratch, b.value_dots,
+                             b.grad_logits);
+
+        const int64_t kept = this->strip_index(s) * p.heads * corner;
         for (int64_t head = 0; head < p.heads; ++head) {
-            const T* a = s.attention + head * points;
-            T* g = b.grad_logits + head * points;
-            T mean = 0;
-            for (int64_t i = 0; i < num_points; ++i) mean += a[i] * g[i];
-            for (int64_t i = 0; i < num_points; ++i) g[i] = a[i] * (g[i] - mean) * this->scale;
-            const int64_t kept = (pixel * p.heads + head) * num_points;
-            for (int64_t i = 0; i < num_points; ++i) {
-                attention[kept + i] = a[i];
-                grad_logits[kept + i] = g[i];
-            }
+            const T* const a = scratch.attention + head * corner;
+            T* const g = b.grad_logits + head * corner;
+            T mean[kStrip] = {};
+            for (int64_t at = 0; at < corner; at += kStrip)
+#pragma omp simd
+                for (int64_t i = 0; i < kStrip; ++i) mean[i] += a[at + i] * g[at + i];
+            for (int64_t at = 0; at < corner; at += kStrip)
+#pragma omp simd
+                for (int64_t i = 0; i < kStrip; ++i)
+                    g[at + i] = a[at + i] * (g[at + i] - mean[i]) * this->scale;
         }
-        store_grad_offsets(n, y, x, s, b);
-        store_grad_query(n, pixel, s, b, bias_sum);
+        memcpy(attention + kept, scratch.attention, p.heads * corner * sizeof(T));
+        memcpy(grad_logits + kept, b.grad_logits, p.heads * corner * sizeof(T));
+        for (int64_t group = 0; group < p.groups; ++group) store_grad_offsets(s, group, scratch, b);
+        const T* const q = this->query + this->output_pixel(s) * p.depth;
+        store_grad_query(s, q, scratch, b);
+        if (this->bias) add_bias_sum(s, q, b, bias_sum);
     }
 
-    void store_grad_offsets(int64_t n, int64_t y, int64_t x, const Scratch<T>& s,
+    void store_grad_offsets(const Strip& s, int64_t group, const Scratch<T>& scratch,
                             const BackwardScratch<T>& b) const {
+        for (int64_t i = 0; i < 2 * corner; ++i) b.grad_offsets[i] = 0;
+        add_grad_offsets(group, p.depth, scratch.key_dots, b.grad_logits, scratch.taps[group], b);
+        add_grad_offsets(group, p.channels, b.value_dots, scratch.attention, scratch.taps[group], b);
         const int64_t* stride = p.grad_offset_strides;
-        T* grad_offsets = static_cast<T*>(p.grad_offsets) + n * stride[0] + y * stride[4] + x * stride[5];
-        for (int64_t group = 0; group < p.groups; ++group)
-            for (int64_t i = 0; i < num_points; ++i) {
-                T* grad = grad_offsets + group * stride[1] + i * stride[2];
-                grad[0] = grad[stride[3]] = 0;
+        T* grad = static_cast<T*>(p.grad_offsets) + s.n * stride[0] + group * stride[1] +
+                  s.y * stride[4] + s.x * stride[5];
+        for (int64_t n = 0; n < num_points; ++n)
+            for (int64_t axis = 0; axis < 2; ++axis) {
+                const T* const strip = b.grad_offsets + axis * corner + n * kStrip;
+                T* const row = grad + n * stride[2] + axis * stride[3];
+                for (int64_t i = 0; i < s.width; ++i) row[i * stride[5]] = strip[i];
             }
-        add_grad_offsets(p.depth, s.key_dots, b.grad_logits, s, grad_offsets);
-        add_grad_offsets(p.channels, b.value_dots, s.attention, s, grad_offsets);
     }
 
     // The derivative of a bilinear read by its position, times what the read was weighted with.
-    void add_grad_offsets(int64_t channels, const T* dots, const T* factors, const Scratch<T>& s,
-                          T* grad_offsets) const {
-        const int64_t* stride = p.grad_offset_strides;
-        for (int64_t at = 0; at < channels; dots += taps) {
+    void add_grad_offsets(int64_t group, int64_t channels, const T* dots, const T* factors,
+                          const Taps<T>& taps, const BackwardScratch<T>& b) const {
+        for (int64_t at = 0; at < channels; dots += 4 * corner) {
             const Segment segment = segment_at(at, channels, p);
-            const Taps<T>& placed = s.taps[segment.group];
-            const T* factor = factors + segment.head * points;
-            for (int64_t i = 0; i < num_points; ++i) {
-                const T wy = placed.y[i], wx = placed.x[i];
-                const T e[4] = {dots[i], dots[num_points + i], dots[2 * num_points + i],
-                                dots[3 * num_points + i]};
-                T* grad = grad_offsets + segment.group * stride[1] + i * stride[2];
-                grad[0] += factor[i] * this->scale_y * ((1 - wx) * (e[2] - e[0]) + wx * (e[3] - e[1]));
-                grad[stride[3]] +=
-                    factor[i] * this->scale_x * ((1 - wy) * (e[1] - e[0]) + wy * (e[3] - e[2]));
+            at = segment.end;
+            if (segment.group != group) continue;
+            const T* const factor = factors + segment.head * corner;
+#pragma omp simd
+            for (int64_t i = 0; i < corner; ++i) {
+                const T wy = taps.y[i], wx = taps.x[i];
+                const T e0 = dots[i], e1 = dots[corner + i];
+                const T e2 = dots[2 * corner + i], e3 = dots[3 * corner + i];
+                b.grad_offsets[i] +=
+                    factor[i] * this->scale_y * ((1 - wx) * (e2 - e0) + wx * (e3 - e1));
+                b.grad_offsets[corner + i] +=
+                    factor[i] * this->scale_x * ((1 - wy) * (e1 - e0) + wy * (e3 - e2));
+            }
+        }
+    }
+
+    void store_grad_query(const Strip& s, const T* q, const Scratch<T>& scratch,
+                          const BackwardScratch<T>& b) const {
+        T* grad_query = static_cast<T*>(p.grad_query) + (q - this->query);
+        const int64_t width = p.depth / p.heads;
+        for (int64_t at = 0; at < p.depth;) {
+            const Segment segment = segment_at(at, p.depth, p);
+            const Taps<T>& taps = scratch.taps[segment.group];
+            const T* const factor = b.grad_logits + segment.head * corner;
+            const Rows<const T> rows = this->key_rows(s.n, segment);
+            const Rows<const T> bias{
+                this->bias + segment.head * num_points * width + at % width, width, this->zeros};
+            this->weigh_taps(taps, factor, scratch.tap_weights);
+            for (int64_t i = 0; i < s.width; ++i) {
+                T* const grad = grad_query + i * p.depth + at;
+                weighted_sum<T, false>(scratch.tap_weights + i, rows, taps.pixel + i,
+                                       4 * num_points, segment.length(), grad);
+                if (this->bias)
+                    weighted_sum<T, true>(factor + i, bias, this->bias_rows, num_points,
+                                          segment.length(), grad);
             }
             at = segment.end;
         }
     }
 
-    void store_grad_query(int64_t n, int64_t pixel, const Scratch<T>& s,
-                          const BackwardScratch<T>& b, T* bias_sum) const {
-        const T* q = this->query + pixel * p.depth;
-        T* grad_query = static_cast<T*>(p.grad_query) + pixel * p.depth;
-        const T* image = this->key + n * p.in_height * p.in_width * p.depth;
+    // bias_sum (heads, k², d / heads) += the gradients of the logits x the queries of the strip.
+    void add_bias_sum(const Strip& s, const T* q, const BackwardScratch<T>& b, T* bias_sum) const {
         const int64_t width = p.depth / p.heads;
-        for (int64_t at = 0; at < p.depth;) {
-            const Segment segment = segment_at(at, p.depth, p);
-            const Taps<T>& placed = s.taps[segment.group];
-            const T* factor = b.grad_logits + segment.head * points;
-            this->find_rows(placed, image + at, p.depth, s.rows);
-            this->weigh_taps(placed, factor, b.tap_weights);
-            int64_t count = 4 * num_points;
-            if (this->bias) {
-                const int64_t first = segment.head * num_points * width + at - segment.head * width;
-                for (int64_t i = 0; i < num_points; ++i, ++count) {
-                    s.rows[count] = this->bias + first + i * width;
-                    b.targets[i] = bias_sum + first + i * width;
-                    b.tap_weights[count] = factor[i];
+        for (int64_t head = 0; head < p.heads; ++head)
+            for (int64_t n = 0; n < num_points; ++n) {
+                const T* const factor = b.grad_logits + head * corner + n * kStrip;
+                T* const sums = bias_sum + (head * num_points + n) * width;
+                for (int64_t i = 0; i < s.width; ++i) {
+                    const T* const row = q + i * p.depth + head * width;
+                    for (int64_t c = 0; c < width; ++c) sums[c] += factor[i] * row[c];
                 }
-                scatter<T>(factor, b.targets, num_points, segment.end - at, q + at);
             }
-            weighted_sum<T>(b.tap_weights, s.rows, count, segment.end - at, grad_query + at);
-            at = segment.end;
-        }
     }
 
     void sum_bias() const {
@@ -215,28 +219,31 @@ struct BackwardKernel : Kernel<T> {
     // All that the pixels of image n pass on to these channels of the value, or of the key.
     template <typename S>
     void scatter_chunk(int64_t n, const Segment& segment, bool is_value) const {
-        const int64_t length = segment.end - segment.begin, in_pixels = p.in_height * p.in_width;
-        const int thread = omp_get_thread_num();
-        const Taps<T>& placed = this->scratch[thread].taps[segment.group];
-        const BackwardScratch<T>& b = backward_scratch[thread];
-        T* const sums = chunk_sums + thread * chunk_sums_size();
-        for (int64_t i = 0; i < (in_pixels + 1) * length; ++i) sums[i] = 0;
+        const int64_t length = segment.length();
+        const Scratch<T>& scratch = this->scratch[omp_get_thread_num()];
+        const Taps<T>& taps = scratch.taps[segment.group];
+        T* const sums = chunk_sums + omp_get_thread_num() * chunk_sums_size();
+        for (int64_t i = 0; i < (this->in_pixels() + 1) * length; ++i) sums[i] = 0;
+        const Rows<T> rows{sums, length, sums + this->in_pixels() * length};
 
-        const T* point_weights = is_value ? attention : grad_logits;
+        const T* factors = (is_value ? attention : grad_logits) + segment.head * corner;
         for (int64_t index = 0; index < this->blocks_per_image(); ++index) {
             const Block block = this->block_at(n * this->blocks_per_image() + index);
-            for (int64_t y = block.y; y < block.y + block.height; ++y) {
-                if (is_value) load_grad_output<S>(block, y, segment.begin, length, b.tile);
-                for (int64_t i = 0; i < block.width; ++i) {
-                    const int64_t x = block.x + i, pixel = this->output_pixel(n, y, x);
-                    const T* source = is_value ? b.tile + i * this->tile_stride()
-                                               : this->query + pixel * p.depth + segment.begin;
-                    this->place_taps(n, segment.group, y, x, placed);
-                    this->weigh_taps(placed,
-                                     point_weights + (pixel * p.heads + segment.head) * num_points,
-                                     b.tap_weights);
-                    find_targets(placed, sums, length, b.targets);
-                    scatter<T>(b.tap_weights, b.targets, 4 * num_points, length, source);
+            for (int64_t row = 0; row < block.height; ++row) {
+                if (is_value)
+                    load_grad_output<S>(block, row, segment.begin, length, scratch.tile);
+                for (int64_t column = 0; column < block.strips(); ++column) {
+                    const Strip s = block.strip(row, column);
+                    this->place_taps(s, segment.group, taps);
+                    this->weigh_taps(taps, factors + this->strip_index(s) * p.heads * corner,
+                                     scratch.tap_weights);
+                    const int64_t stride = is_value ? this->tile_stride() : p.depth;
+                    const T* source =
+                        is_value ? scratch.tile + column * kStrip * stride
+                                 : this->query + this->output_pixel(s) * stride + segment.begin;
+                    for (int64_t i = 0; i < s.width; ++i)
+                        scatter<T>(scratch.tap_weights + i, rows, taps.pixel + i, 4 * num_points,
+                                   length, source + i * stride);
                 }
             }
         }
@@ -246,22 +253,15 @@ struct BackwardKernel : Kernel<T> {
             store_sums(sums, segment, static_cast<T*>(p.grad_value) + n * stride[0], stride[1],
                        stride[2], stride[3]);
         } else {
-            store_sums(sums, segment, static_cast<T*>(p.grad_key) + n * in_pixels * p.depth, 1,
+            store_sums(sums, segment,
+                       static_cast<T*>(p.grad_key) + n * this->in_pixels() * p.depth, 1,
                        p.in_width * p.depth, p.depth);
         }
     }
 
-    void find_targets(const Taps<T>& placed, T* sums, int64_t length, T** targets) const {
-        T* const outside = sums + p.in_height * p.in_width * length;
-        const int32_t* const index = placed.index;
-#pragma omp simd
-        for (int64_t i = 0; i < 4 * num_points; ++i)
-            targets[i] = index[i] < 0 ? outside : sums + index[i] * length;
-    }
-
     void store_sums(const T* sums, const Segment& segment, T* grad, int64_t channel_stride,
                     int64_t row_stride, int64_t column_stride) const {
-        const int64_t length = segment.end - segment.begin;
+        const int64_t length = segment.length();
         for (int64_t y = 0; y < p.in_height; ++y)
             store_pixels(sums + y * p.in_width * length, length, p.in_width, length,
                          grad + segment.begin * channel_stride + y * row_stride, channel_stride,

@@ -1,7 +1,6 @@
 // The output.
 #pragma once
 #include "attention.h"
-#include "layout.h"
 
 namespace LDA_AQU_ISA {
 namespace {
@@ -11,48 +10,41 @@ struct ForwardKernel : Kernel<T> {
     using Base = Kernel<T>;
     using Base::num_points;
     using Base::p;
-    using Base::points;
-    using Base::taps;
 
-    T* tiles;        // (threads, kBlock, C + kPad): output pixels of a row of a block
-    T* tap_weights;  // (threads, taps)
-
-    ForwardKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {
-        tiles = arena.take<T>(p.threads * this->tile_size());
-        tap_weights = arena.take<T>(p.threads * round_up(taps, 16));
-    }
+    ForwardKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {}
 
     template <typename S>
     void forward() const {
         const int64_t* stride = p.output_strides;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(dynamic)
         for (int64_t index = 0; index < this->blocks(); ++index) {
-            const int thread = omp_get_thread_num();
-            T* tile = tiles + thread * this->tile_size();
+            const Scratch<T>& scratch = this->scratch[omp_get_thread_num()];
             const Block block = this->block_at(index);
-            for (int64_t y = block.y; y < block.y + block.height; ++y) {
-                for (int64_t i = 0; i < block.width; ++i)
-                    forward_pixel(block.n, y, block.x + i, this->scratch[thread],
-                                  tap_weights + thread * round_up(taps, 16),
-                                  tile + i * this->tile_stride());
-                S* out = static_cast<S*>(p.output) + block.n * stride[0] + y * stride[2] +
-                         block.x * stride[3];
-                store_pixels(tile, this->tile_stride(), block.width, p.channels, out, stride[1],
-                             stride[3]);
+            for (int64_t row = 0; row < block.height; ++row) {
+                for (int64_t column = 0; column < block.strips(); ++column) {
+                    const Strip s = block.strip(row, column);
+                    this->attend(s, scratch);
+                    sum_values(s, scratch, scratch.tile + column * kStrip * this->tile_stride());
+                }
+                S* out = static_cast<S*>(p.output) + block.n * stride[0] +
+                         (block.y + row) * stride[2] + block.x * stride[3];
+                store_pixels(scratch.tile, this->tile_stride(), block.width, p.channels, out,
+                             stride[1], stride[3]);
             }
         }
     }
 
-    void forward_pixel(int64_t n, int64_t y, int64_t x, const Scratch<T>& s, T* weights,
-                       T* out) const {
-        this->attend(n, y, x, s);
-        const T* image = this->value + n * p.in_height * p.in_width * p.channels;
+    void sum_values(const Strip& s, const Scratch<T>& scratch, T* out) const {
         for (int64_t at = 0; at < p.channels;) {
             const Segment segment = segment_at(at, p.channels, p);
-            const Taps<T>& placed = s.taps[segment.group];
-            this->find_rows(placed, image + at, p.channels, s.rows);
-            this->weigh_taps(placed, s.attention + segment.head * points, weights);
-            weighted_sum<T>(weights, s.rows, 4 * num_points, segment.end - at, out + at);
+            const Taps<T>& taps = scratch.taps[segment.group];
+            const Rows<const T> rows = this->value_rows(s.n, segment);
+            this->weigh_taps(taps, scratch.attention + segment.head * num_points * kStrip,
+                             scratch.tap_weights);
+            for (int64_t i = 0; i < s.width; ++i)
+                weighted_sum<T, false>(scratch.tap_weights + i, rows, taps.pixel + i,
+                                       4 * num_points, segment.length(),
+                                       out + i * this->tile_stride() + at);
             at = segment.end;
         }
     }

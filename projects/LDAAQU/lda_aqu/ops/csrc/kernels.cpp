@@ -2,9 +2,11 @@
 // set, into the namespace LDA_AQU_ISA; so nothing here may instantiate inline functions of the
 // standard library, of which the linker would keep one copy for all.
 //
-// One output pixel at a time: its k² x 4 taps (points x bilinear corners) are rows of channels in
-// the channels-last key and value. Taps outside the map read a row of zeros. Nothing that grows with
-// k² is kept beyond a pixel but, in the backward pass, its attention and the gradient of its logits.
+// One strip of output pixels at a time. Where its taps are (k² points x 4 bilinear corners) and what
+// they weigh is computed in vectors over the pixels; what is read there, in vectors over the
+// channels: rows of the channels-last key and value. Taps outside the map read a row of zeros.
+// Nothing that grows with k² is kept beyond a strip but, in the backward pass, its attention and the
+// gradient of its logits.
 //
 // The same bits for any number of threads: every output is written by one pixel; the gradients of
 // key and value, into which pixels scatter, are cut by channels, and each cut goes through all

@@ -23,10 +23,10 @@ inline void load_pixels(const S* map, int64_t channel_stride, int64_t pixel_stri
     if constexpr (std::is_same_v<S, T>)
         if (pixel_stride == 1) return transpose(map, channel_stride, channels, pixels, rows, row_stride);
     T turned[kTurned * kTurned];
-    for (int64_t first = 0; first < pixels; first += kTurned) {
-        const int64_t width = min(kTurned, pixels - first);
-        for (int64_t at = 0; at < channels; at += kTurned) {
-            const int64_t count = min(kTurned, channels - at);
+    for (int64_t at = 0; at < channels; at += kTurned) {
+        const int64_t count = min(kTurned, channels - at);
+        for (int64_t first = 0; first < pixels; first += kTurned) {
+            const int64_t width = min(kTurned, pixels - first);
             const S* source = map + at * channel_stride + first * pixel_stride;
             for (int64_t c = 0; c < count; ++c)
                 for (int64_t x = 0; x < width; ++x)
@@ -46,11 +46,14 @@ inline void store_pixels(const T* rows, int64_t row_stride, int64_t pixels, int6
                 map[x * pixel_stride + c] = narrow<S, T>(rows[x * row_stride + c]);
         return;
     }
+    if constexpr (std::is_same_v<S, T>)
+        if (pixel_stride == 1)
+            return transpose(rows, row_stride, pixels, channels, map, channel_stride);
     T turned[kTurned * kTurned];
-    for (int64_t first = 0; first < pixels; first += kTurned) {
-        const int64_t width = min(kTurned, pixels - first);
-        for (int64_t at = 0; at < channels; at += kTurned) {
-            const int64_t count = min(kTurned, channels - at);
+    for (int64_t at = 0; at < channels; at += kTurned) {
+        const int64_t count = min(kTurned, channels - at);
+        for (int64_t first = 0; first < pixels; first += kTurned) {
+            const int64_t width = min(kTurned, pixels - first);
             transpose(rows + first * row_stride + at, row_stride, width, count, turned, kTurned);
             S* target = map + at * channel_stride + first * pixel_stride;
             for (int64_t c = 0; c < count; ++c) {

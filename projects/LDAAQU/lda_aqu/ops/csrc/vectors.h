@@ -15,6 +15,8 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+constexpr int64_t kStrip = 16;  // consecutive pixels of a row whose numbers lie side by side
+
 template <typename T, int kBytes>
 struct Vector {
     typedef T type __attribute__((vector_size(kBytes)));
@@ -48,121 +50,172 @@ inline T sum_of_lanes(typename Vector<T, kBytes>::type v) {
     }
 }
 
+// In each quarter of 16 bytes, a and b of every other lane side by side, and the others, added.
+template <typename V, size_t... I>
+inline V add_even_and_odd(V a, V b, std::index_sequence<I...>) {
+    constexpr int lanes = sizeof...(I);
+    return __builtin_shufflevector(
+               a, b, (I / 4 * 4 + I % 2 * 2 + (I % 4 / 2) * lanes)...) +
+           __builtin_shufflevector(
+               a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
+}
+
 // sums[i] += the sum of the lanes of v[i].
 template <typename T, int kBytes>
 inline void add_sums_of_lanes(const typename Vector<T, kBytes>::type (&v)[4], T* sums) {
-    if constexpr (kBytes == 16 && sizeof(T) == 4) {  // transpose and add, all four at once
-        const auto a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) +
-                       __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
-        const auto b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) +
-                       __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
-        const auto total = __builtin_shufflevector(a, b, 0, 1, 4, 5) +
-                           __builtin_shufflevector(a, b, 2, 3, 6, 7);
-        Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + total);
-    } else if constexpr (kBytes > 16) {
-        constexpr auto half = std::make_index_sequence<Vector<T, kBytes>::lanes / 2>();
-        const typename Vector<T, kBytes / 2>::type halves[4] = {
-            add_halves<T, kBytes>(v[0], half), add_halves<T, kBytes>(v[1], half),
-            add_halves<T, kBytes>(v[2], half), add_halves<T, kBytes>(v[3], half)};
-        add_sums_of_lanes<T, kBytes / 2>(halves, sums);
+    if constexpr (kBytes >= 16 && sizeof(T) == 4) {  // all four at once
+        constexpr auto lanes = std::make_index_sequence<Vector<T, kBytes>::lanes>();
+        auto total = add_even_and_odd(add_even_and_odd(v[0], v[1], lanes),
+                                      add_even_and_odd(v[2], v[3], lanes), lanes);
+        if constexpr (kBytes == 16) {
+            Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + total);
+        } else {
+            auto half = add_halves<T, kBytes>(
+                total, std::make_index_sequence<Vector<T, kBytes>::lanes / 2>());
+            if constexpr (kBytes == 32) {
+                Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + half);
+            } else {
+                auto quarter = add_halves<T, 32>(half, std::make_index_sequence<4>());
+                Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + quarter);
+            }
+        }
     } else {
         for (int i = 0; i < 4; ++i) sums[i] += sum_of_lanes<T, kBytes>(v[i]);
     }
 }
 
-// Rows are short: what wider registers gain in the loop they lose in summing their lanes.
-constexpr int kDotBytes = kVectorBytes < 32 ? kVectorBytes : 32;
+// Rows of channels, one for each pixel of a map; a row apart stands for all that is outside.
+template <typename T>
+struct Rows {
+    T* base;
+    int64_t stride;
+    T* outside;
 
-// sums[i] += x . rows[i] over `length` channels, for four rows.
-template <typename T, int kBytes = kDotBytes>
-inline void add_dots(const T* x, const T* const* rows, int64_t length, T* sums, int64_t at = 0) {
+    T* at(int32_t pixel) const { return pixel < 0 ? outside : base + pixel * stride; }
+};
+
+// The lists of pixels, and of their weights, of one pixel of a strip: entries are kStrip apart.
+
+// dots[i] += x . row i over `length` channels, kUnroll vectors at a time; `count` is a multiple of 4.
+template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
+inline void add_dots(const T* x, const Rows<const T>& rows, const int32_t* pixels, int64_t count,
+                     int64_t length, T* dots, int64_t at = 0) {
     using V = Vector<T, kBytes>;
-    if (at + V::lanes <= length) {
-        typename V::type total[4] = {};
-        for (; at + V::lanes <= length; at += V::lanes) {
-            const auto channels = V::load(x + at);
-            for (int i = 0; i < 4; ++i) total[i] += channels * V::load(rows[i] + at);
+    constexpr int64_t step = kUnroll * V::lanes;
+    for (; at + step <= length; at += step) {
+        typename V::type channels[kUnroll];
+        for (int u = 0; u < kUnroll; ++u) channels[u] = V::load(x + at + u * V::lanes);
+        for (int64_t i = 0; i < count; i += 4) {
+            typename V::type total[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const T* row = rows.at(pixels[(i + j) * kStrip]) + at;
+                total[j] = channels[0] * V::load(row);
+                for (int u = 1; u < kUnroll; ++u)
+                    total[j] += channels[u] * V::load(row + u * V::lanes);
+            }
+            add_sums_of_lanes<T, kBytes>(total, dots + i);
         }
-        add_sums_of_lanes<T, kBytes>(total, sums);
     }
-    if constexpr (kBytes > sizeof(T))
-        if (at < length) add_dots<T, kBytes / 2>(x, rows, length, sums, at);
+    if (at == length) return;
+    if constexpr (kUnroll > 1)
+        add_dots<T, kBytes, kUnroll / 2>(x, rows, pixels, count, length, dots, at);
+    else if constexpr (kBytes > sizeof(T))
+        add_dots<T, kBytes / 2, 1>(x, rows, pixels, count, length, dots, at);
 }
 
-// out = sum of weights[i] * rows[i] over `length` channels, kUnroll vectors at a time.
-template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void weighted_sum(
-    const T* weights, const T* const* rows, int64_t count, int64_t length, T* out, int64_t at = 0) {
+// out += sum of weights[i] * row i over `length` channels, kUnroll vectors at a time.
+template <typename T, bool kAdd, int kBytes = kVectorBytes, int kUnroll = 8>
+inline void weighted_sum(const T* weights, const Rows<const T>& rows, const int32_t* pixels,
+                         int64_t count, int64_t length, T* out, int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
     for (; at + step <= length; at += step) {
         typename V::type total[kUnroll] = {};
+        if constexpr (kAdd)
+            for (int u = 0; u < kUnroll; ++u) total[u] = V::load(out + at + u * V::lanes);
         for (int64_t i = 0; i < count; ++i) {
-            const T* row = rows[i] + at;
+            const T* row = rows.at(pixels[i * kStrip]) + at;
             for (int u = 0; u < kUnroll; ++u)
-                total[u] += weights[i] * V::load(row + u * V::lanes);
+                total[u] += weights[i * kStrip] * V::load(row + u * V::lanes);
         }
         for (int u = 0; u < kUnroll; ++u) V::store(out + at + u * V::lanes, total[u]);
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
-        weighted_sum<T, kBytes, kUnroll / 2>(weights, rows, count, length, out, at);
+        weighted_sum<T, kAdd, kBytes, kUnroll / 2>(weights, rows, pixels, count, length, out, at);
     else if constexpr (kBytes > sizeof(T))
-        weighted_sum<T, kBytes / 2, 1>(weights, rows, count, length, out, at);
+        weighted_sum<T, kAdd, kBytes / 2, 1>(weights, rows, pixels, count, length, out, at);
 }
 
-// rows[i] += weights[i] * x over `length` channels, kUnroll vectors at a time.
-template <typename T, int kBytes = kVectorBytes, int kUnroll = 4>
-inline void scatter(
-    const T* weights, T* const* rows, int64_t count, int64_t length, const T* x, int64_t at = 0) {
+// row i += weights[i] * x over `length` channels, kUnroll vectors at a time.
+template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
+inline void scatter(const T* weights, const Rows<T>& rows, const int32_t* pixels, int64_t count,
+                    int64_t length, const T* x, int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
     for (; at + step <= length; at += step) {
         typename V::type channels[kUnroll];
         for (int u = 0; u < kUnroll; ++u) channels[u] = V::load(x + at + u * V::lanes);
         for (int64_t i = 0; i < count; ++i) {
-            T* row = rows[i] + at;
+            T* row = rows.at(pixels[i * kStrip]) + at;
             for (int u = 0; u < kUnroll; ++u) {
                 T* target = row + u * V::lanes;
-                V::store(target, V::load(target) + weights[i] * channels[u]);
+                V::store(target, V::load(target) + weights[i * kStrip] * channels[u]);
             }
         }
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
-        scatter<T, kBytes, kUnroll / 2>(weights, rows, count, length, x, at);
+        scatter<T, kBytes, kUnroll / 2>(weights, rows, pixels, count, length, x, at);
     else if constexpr (kBytes > sizeof(T))
-        scatter<T, kBytes / 2, 1>(weights, rows, count, length, x, at);
+        scatter<T, kBytes / 2, 1>(weights, rows, pixels, count, length, x, at);
+}
+
+// One step of the transposition of a square of rows: of each two rows that are kApart apart, the
+// blocks of kApart lanes off the diagonal change places.
+template <typename V, int kApart, int kLanes, size_t... I>
+inline void swap_blocks(V (&rows)[kLanes], std::index_sequence<I...> lanes) {
+    if constexpr (kApart < kLanes) {
+        for (int i = 0; i < kLanes; ++i)
+            if (!(i & kApart)) {
+                const V a = rows[i], b = rows[i + kApart];
+                rows[i] = __builtin_shufflevector(
+                    a, b, (I & kApart ? I - kApart + kLanes : I)...);
+                rows[i + kApart] = __builtin_shufflevector(
+                    a, b, (I & kApart ? I + kLanes : I + kApart)...);
+            }
+        swap_blocks<V, 2 * kApart, kLanes>(rows, lanes);
+    }
 }
 
 // out[c * out_stride + r] = in[r * in_stride + c].
-template <typename T>
+template <typename T, int kBytes = kVectorBytes>
 inline void transpose(
     const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
-    int64_t r = 0;
-    if constexpr (sizeof(T) == 4)
-        for (; r + 4 <= rows; r += 4) {
-            int64_t c = 0;
-            for (; c + 4 <= columns; c += 4) {
-                using V = Vector<T, 16>;
-                const T* block = in + r * in_stride + c;
-                const auto v0 = V::load(block), v1 = V::load(block + in_stride);
-                const auto v2 = V::load(block + 2 * in_stride), v3 = V::load(block + 3 * in_stride);
-                const auto a = __builtin_shufflevector(v0, v1, 0, 4, 1, 5);
-                const auto b = __builtin_shufflevector(v2, v3, 0, 4, 1, 5);
-                const auto d = __builtin_shufflevector(v0, v1, 2, 6, 3, 7);
-                const auto e = __builtin_shufflevector(v2, v3, 2, 6, 3, 7);
-                T* target = out + c * out_stride + r;
-                V::store(target, __builtin_shufflevector(a, b, 0, 1, 4, 5));
-                V::store(target + out_stride, __builtin_shufflevector(a, b, 2, 3, 6, 7));
-                V::store(target + 2 * out_stride, __builtin_shufflevector(d, e, 0, 1, 4, 5));
-                V::store(target + 3 * out_stride, __builtin_shufflevector(d, e, 2, 3, 6, 7));
-            }
-            for (; c < columns; ++c)
-                for (int64_t i = r; i < r + 4; ++i) out[c * out_stride + i] = in[i * in_stride + c];
+    using V = Vector<T, kBytes>;
+    constexpr int lanes = V::lanes;
+    const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
+    for (int64_t c = 0; c < whole_columns; c += lanes)
+        for (int64_t r = 0; r < whole_rows; r += lanes) {
+            typename V::type square[lanes];
+            for (int i = 0; i < lanes; ++i) square[i] = V::load(in + (r + i) * in_stride + c);
+            swap_blocks<typename V::type, 1, lanes>(square, std::make_index_sequence<lanes>());
+            for (int i = 0; i < lanes; ++i) V::store(out + (c + i) * out_stride + r, square[i]);
         }
-    for (; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+    if constexpr (kBytes > 16) {
+        if (whole_columns < columns)
+            transpose<T, kBytes / 2>(in + whole_columns, in_stride, whole_rows,
+                                     columns - whole_columns, out + whole_columns * out_stride,
+                                     out_stride);
+        if (whole_rows < rows)
+            transpose<T, kBytes / 2>(in + whole_rows * in_stride, in_stride, rows - whole_rows,
+                                     columns, out + whole_rows, out_stride);
+    } else {
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+                out[c * out_stride + r] = in[r * in_stride + c];
+    }
 }
 
 }  // namespace
