@@ -77,7 +77,7 @@ template <typename T>
 struct Kernel {
     const Problem& p;
     const int64_t num_points;
-    const int64_t points;  // k², rounded up to what add_dots takes
+    const int64_t points;  // k², rounded up to what compute_dots takes
     const int64_t corner;  // k² * kStrip, between the corners of a tap
     const T *query, *key, *offsets, *bias;
     const T scale, scale_y, scale_x;  // of the logits, and from output to input pixels
@@ -280,7 +280,7 @@ struct Kernel {
         const int64_t width = p.depth / p.heads;
         for (int64_t head = 0; head < p.heads; ++head) {
             if (bias)
-                compute_dots(s, q + head * width, p.depth,
+                compute_strip_dots(s, q + head * width, p.depth,
                              {bias + head * num_points * width, width, zeros}, bias_rows, points,
                              width, scratch.pixel_dots, scratch.bias_dots);
             for (int64_t i = 0; i < corner; ++i)
@@ -291,15 +291,13 @@ struct Kernel {
     }
 
     // dots (count, kStrip) = x . row over `length` channels; x is a row for each pixel of the strip.
-    void compute_dots(const Strip& s, const T* x, int64_t x_stride, const Rows<const T>& rows,
+    void compute_strip_dots(const Strip& s, const T* x, int64_t x_stride, const Rows<const T>& rows,
                       const int32_t* pixels, int64_t count, int64_t length, T* pixel_dots,
                       T* dots) const {
         const int64_t stride = pixel_dots_stride();
-        for (int64_t i = 0; i < s.width; ++i) {
-            T* const sums = pixel_dots + i * stride;
-            for (int64_t t = 0; t < count; ++t) sums[t] = 0;
-            add_dots<T>(x + i * x_stride, rows, pixels + i, count, length, sums);
-        }
+        for (int64_t i = 0; i < s.width; ++i)
+            compute_dots<T>(x + i * x_stride, rows, pixels + i, count, length,
+                            pixel_dots + i * stride);
         transpose(pixel_dots, stride, s.width, count, dots, kStrip);
     }
 
@@ -310,7 +308,7 @@ struct Kernel {
         for (int64_t at = 0; at < channels; dots += 4 * corner) {
             const Segment segment = segment_at(at, channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            compute_dots(s, x + at, x_stride, is_value ? value_rows(s.n, segment) : key_rows(s.n, segment),
+            compute_strip_dots(s, x + at, x_stride, is_value ? value_rows(s.n, segment) : key_rows(s.n, segment),
                          taps.pixel, 4 * num_points, segment.length(), scratch.pixel_dots, dots);
             T* const sums = into + segment.head * corner;
 #pragma omp simd

@@ -50,7 +50,17 @@ inline T sum_of_lanes(typename Vector<T, kBytes>::type v) {
     }
 }
 
-// In each quarter of 16 bytes, a and b of every other lane side by side, and the others, added.
+// The pieces of 16 bytes, added.
+template <typename T, int kBytes>
+inline typename Vector<T, 16>::type add_quarters(typename Vector<T, kBytes>::type v) {
+    if constexpr (kBytes == 16)
+        return v;
+    else
+        return add_quarters<T, kBytes / 2>(
+            add_halves<T, kBytes>(v, std::make_index_sequence<Vector<T, kBytes>::lanes / 2>()));
+}
+
+// In each piece of 16 bytes, a and b of every other lane side by side, and the others, added.
 template <typename V, size_t... I>
 inline V add_even_and_odd(V a, V b, std::index_sequence<I...>) {
     constexpr int lanes = sizeof...(I);
@@ -60,27 +70,18 @@ inline V add_even_and_odd(V a, V b, std::index_sequence<I...>) {
                a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
 }
 
-// sums[i] += the sum of the lanes of v[i].
+// sums[i] = the sum of the lanes of v[i], on top of what is there if it `adds`.
 template <typename T, int kBytes>
-inline void add_sums_of_lanes(const typename Vector<T, kBytes>::type (&v)[4], T* sums) {
+inline void sum_lanes(const typename Vector<T, kBytes>::type (&v)[4], bool adds, T* sums) {
     if constexpr (kBytes >= 16 && sizeof(T) == 4) {  // all four at once
         constexpr auto lanes = std::make_index_sequence<Vector<T, kBytes>::lanes>();
-        auto total = add_even_and_odd(add_even_and_odd(v[0], v[1], lanes),
-                                      add_even_and_odd(v[2], v[3], lanes), lanes);
-        if constexpr (kBytes == 16) {
-            Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + total);
-        } else {
-            auto half = add_halves<T, kBytes>(
-                total, std::make_index_sequence<Vector<T, kBytes>::lanes / 2>());
-            if constexpr (kBytes == 32) {
-                Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + half);
-            } else {
-                auto quarter = add_halves<T, 32>(half, std::make_index_sequence<4>());
-                Vector<T, 16>::store(sums, Vector<T, 16>::load(sums) + quarter);
-            }
-        }
+        const auto total = add_even_and_odd(add_even_and_odd(v[0], v[1], lanes),
+                                            add_even_and_odd(v[2], v[3], lanes), lanes);
+        const auto quarter = add_quarters<T, kBytes>(total);
+        Vector<T, 16>::store(sums, adds ? Vector<T, 16>::load(sums) + quarter : quarter);
     } else {
-        for (int i = 0; i < 4; ++i) sums[i] += sum_of_lanes<T, kBytes>(v[i]);
+        for (int i = 0; i < 4; ++i)
+            sums[i] = (adds ? sums[i] : 0) + sum_of_lanes<T, kBytes>(v[i]);
     }
 }
 
@@ -96,9 +97,9 @@ struct Rows {
 
 // The lists of pixels, and of their weights, of one pixel of a strip: entries are kStrip apart.
 
-// dots[i] += x . row i over `length` channels, kUnroll vectors at a time; `count` is a multiple of 4.
+// dots[i] = x . row i over `length` channels, kUnroll vectors at a time; `count` is a multiple of 4.
 template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void add_dots(const T* x, const Rows<const T>& rows, const int32_t* pixels, int64_t count,
+inline void compute_dots(const T* x, const Rows<const T>& rows, const int32_t* pixels, int64_t count,
                      int64_t length, T* dots, int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
@@ -114,14 +115,14 @@ inline void add_dots(const T* x, const Rows<const T>& rows, const int32_t* pixel
                 for (int u = 1; u < kUnroll; ++u)
                     total[j] += channels[u] * V::load(row + u * V::lanes);
             }
-            add_sums_of_lanes<T, kBytes>(total, dots + i);
+            sum_lanes<T, kBytes>(total, at > 0, dots + i);
         }
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
-        add_dots<T, kBytes, kUnroll / 2>(x, rows, pixels, count, length, dots, at);
+        compute_dots<T, kBytes, kUnroll / 2>(x, rows, pixels, count, length, dots, at);
     else if constexpr (kBytes > sizeof(T))
-        add_dots<T, kBytes / 2, 1>(x, rows, pixels, count, length, dots, at);
+        compute_dots<T, kBytes / 2, 1>(x, rows, pixels, count, length, dots, at);
 }
 
 // out += sum of weights[i] * row i over `length` channels, kUnroll vectors at a time.
@@ -196,13 +197,19 @@ inline void transpose(
     using V = Vector<T, kBytes>;
     constexpr int lanes = V::lanes;
     const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
-    for (int64_t c = 0; c < whole_columns; c += lanes)
-        for (int64_t r = 0; r < whole_rows; r += lanes) {
-            typename V::type square[lanes];
-            for (int i = 0; i < lanes; ++i) square[i] = V::load(in + (r + i) * in_stride + c);
-            swap_blocks<typename V::type, 1, lanes>(square, std::make_index_sequence<lanes>());
-            for (int i = 0; i < lanes; ++i) V::store(out + (c + i) * out_stride + r, square[i]);
-        }
+    const auto turn = [&](int64_t r, int64_t c) {
+        typename V::type square[lanes];
+        for (int i = 0; i < lanes; ++i) square[i] = V::load(in + (r + i) * in_stride + c);
+        swap_blocks<typename V::type, 1, lanes>(square, std::make_index_sequence<lanes>());
+        for (int i = 0; i < lanes; ++i) V::store(out + (c + i) * out_stride + r, square[i]);
+    };
+    if (in_stride > out_stride) {  // the longest runs where rows lie farthest apart
+        for (int64_t r = 0; r < whole_rows; r += lanes)
+            for (int64_t c = 0; c < whole_columns; c += lanes) turn(r, c);
+    } else {
+        for (int64_t c = 0; c < whole_columns; c += lanes)
+            for (int64_t r = 0; r < whole_rows; r += lanes) turn(r, c);
+    }
     if constexpr (kBytes > 16) {
         if (whole_columns < columns)
             transpose<T, kBytes / 2>(in + whole_columns, in_stride, whole_rows,
