@@ -54,9 +54,7 @@ def project_normalized(
     return _forward(*inputs, backend)
 
 
-def _check(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weights: Sequence[Tensor]
-) -> None:
+def _check(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weights: Sequence[Tensor]) -> None:
     """Raise RuntimeError unless the inputs fit the schema. Works on fake tensors."""
     torch._check(
         x.dim() == 4 and len(weights) > 0,

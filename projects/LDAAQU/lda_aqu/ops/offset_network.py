@@ -61,7 +61,8 @@ def predict_offsets(
             asked for cannot run.
     """
     check_backend(backend)
-    query = query.to(dtype_under_autocast(query))
+    if query.dtype != (dtype := dtype_under_autocast(query)):
+        query = query.to(dtype)
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     if is_exporting():
         # Unchecked: sizes are tensors while a graph is traced.

@@ -167,7 +167,9 @@ class LAU(Upsampler):
 
     def _sampling(self, query: Tensor, key: Tensor) -> Sampling:
         offsets, bias = self._offsets(query), self._position_bias()
-        return Sampling(offsets, *plain.attention.sampling(query, key, offsets, bias, self.num_heads))
+        return Sampling(
+            offsets, *plain.attention.sampling(query, key, offsets, bias, self.num_heads)
+        )
 
     def _position_bias(self) -> Tensor | None:
         """(heads, k_u², d / heads), as the operator takes it."""

@@ -6,8 +6,9 @@ namespace LDA_AQU_ISA {
 namespace {
 
 // Outputs that are summed up at once, each in a register.
-constexpr int kConvolved = kVectorBytes == 64 ? 18 : 9;
-constexpr int kCorrelated = kVectorBytes == 64 ? 6 : 3;
+constexpr int kConvolved = kVectorBytes == 64 ? 18 : 9;  // of the 2 k² of a 3 x 3 window
+constexpr int kConvolvedBack = kVectorBytes == 64 ? 16 : 8;
+constexpr int kCorrelated = kVectorBytes == 64 ? 9 : 3;  // with three taps each
 
 // out[o][x] = sum over r and k of weights[r][k][o] * rows[r][x + k].
 //
@@ -43,18 +44,18 @@ inline void correlate_tile(const T* row, const T* grads, int64_t grad_stride, in
     typename V::type total[kTaps][kOutputs] = {};
     for (int64_t x = 0; x < width; x += V::lanes) {
         typename V::type pixels[kTaps];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int k = 0; k < kTaps; ++k) pixels[k] = V::load(row + x + k);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int o = 0; o < kOutputs; ++o) {
             const auto grad = V::load(grads + o * grad_stride + x);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
             for (int k = 0; k < kTaps; ++k) total[k][o] += pixels[k] * grad;
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int k = 0; k < kTaps; ++k)
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int o = 0; o < kOutputs; ++o) {
             T* const sum = sums + k * tap_stride + o * V::lanes;
             V::store(sum, V::load(sum) + total[k][o]);

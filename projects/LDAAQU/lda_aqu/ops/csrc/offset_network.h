@@ -87,6 +87,12 @@ struct OffsetKernel {
                        band.group * channels * stride[1] + y * stride[2];
         // Channels and pixels change places: the rows of `load_pixels` are planes here.
         load_pixels(map, stride[3], stride[1], channels, p.width, query.row(y), query.stride);
+        // The row below is next. Its pieces are too short for the processor to foresee.
+        if (is_outside(y + 1)) return;
+        if (stride[1] == 1)
+            prefetch(map + stride[2], stride[3], p.width, channels);
+        else
+            prefetch(map + stride[2], stride[1], channels, p.width);
     }
 
     // The hidden row y from the query's rows about it. `normalized` takes what GELU is applied to,
@@ -117,21 +123,19 @@ struct OffsetKernel {
             for (int64_t i = 0; i < kPixels; ++i)
                 deviation[i] = 1 / sqrt_of(deviation[i] * inverse + epsilon);
             for (int64_t c = 0; c < channels; ++c) {
-                T* const z = block + c * kPixels;
+                const T* const z = block + c * kPixels;
+                T* const kept = normalized ? normalized->row(y) + c * normalized->stride + x
+                                           : block + c * kPixels;
                 T* const out = hidden.row(y) + c * hidden.stride + x;
 #pragma omp simd
                 for (int64_t i = 0; i < kPixels; ++i) {
-                    z[i] *= deviation[i];
-                    out[i] = gelu(z[i] * norm_weight[c] + norm_bias[c]);
+                    kept[i] = z[i] * deviation[i];
+                    out[i] = gelu(kept[i] * norm_weight[c] + norm_bias[c]);
                 }
             }
             if (normalized) {
-                T* const out = normalized->row(y) + x;
-                for (int64_t c = 0; c < channels; ++c)
-                    for (int64_t i = 0; i < kPixels; ++i)
-                        out[c * normalized->stride + i] = block[c * kPixels + i];
-                for (int64_t i = 0; i < kPixels; ++i)
-                    out[channels * normalized->stride + i] = deviation[i];
+                T* const kept = normalized->row(y) + channels * normalized->stride + x;
+                for (int64_t i = 0; i < kPixels; ++i) kept[i] = deviation[i];
             }
         }
         clear_tails(hidden, y);
@@ -365,7 +369,7 @@ struct OffsetBackward : OffsetKernel<T> {
     void backward_row(int64_t y, bool is_own, const Scratch& s) const {
         if (this->is_outside(y)) return s.grad_depthwise.clear(y);
         this->find_rows(s.grad_predicted, y, s.rows);
-        convolve<T, kConvolved>(s.rows, p.outputs * p.kernel_size, p.kernel_size, weights, channels,
+        convolve<T, kConvolvedBack>(s.rows, p.outputs * p.kernel_size, p.kernel_size, weights, channels,
                                 p.width, s.grad_hidden, width);
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t x = p.width; x < width; ++x) s.grad_hidden[c * width + x] = 0;

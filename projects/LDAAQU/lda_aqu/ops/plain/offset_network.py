@@ -75,7 +75,9 @@ def backward(
             grad_predicted, hidden, network.conv_weight, network.padding, num_groups
         )
         grad_conv_bias = grad_predicted.sum((0, 2, 3), dtype=dtype)
-        grad_normalized = aten.gelu_backward(network.split_groups(grad_hidden.to(dtype)), normalized)
+        grad_normalized = aten.gelu_backward(
+            network.split_groups(grad_hidden.to(dtype)), normalized
+        )
         grad_features, grad_norm_weight, grad_norm_bias = aten.native_layer_norm_backward(
             grad_normalized, features, shape, mean, inverse, weight, bias, [True] * 3
         )
