@@ -13,7 +13,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("projects/LDAAQU/lda_aqu/ops/csrc")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
-# kernels.cpp is compiled once for each; which one runs is chosen when it runs.
+KERNELS = ("kernels.cpp", "norm_kernels.cpp", "offset_kernels.cpp")
+# KERNELS are compiled once for each; which one runs is chosen when it runs.
 INSTRUCTION_SETS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     FLAGS.append("-DLDA_AQU_X86")
@@ -38,7 +39,7 @@ class BuildKernels(build_ext):
         )
         for name, flags in INSTRUCTION_SETS.items():
             objects += compile_for(
-                [str(SOURCES / "kernels.cpp")],
+                [str(SOURCES / kernels) for kernels in KERNELS],
                 str(folder / name),
                 extra_postargs=[*FLAGS, *flags, f"-DLDA_AQU_ISA={name}"],
                 depends=ext.depends,
@@ -57,7 +58,7 @@ setup(
     ext_modules=[
         Extension(
             "lda_aqu.ops._cpp",
-            [str(SOURCES / name) for name in ("dispatch.cpp", "kernels.cpp")],
+            [str(SOURCES / name) for name in ("dispatch.cpp", *KERNELS)],
             depends=[str(header) for header in SOURCES.glob("*.h")],
             optional=True,
         )

@@ -52,6 +52,18 @@ def test_reassembly_and_similarity():
     assert count.total == 2 * 25 * 60 * 6 and count.is_complete
 
 
+@pytest.mark.parametrize("name", ["LAU", "LDAAQU"])
+def test_fused_operators_count_as_those_that_they_stand_for(name):
+    module = parse_implementation(f"{name}:reduction=2").build(16)  # d = 8, in 2 groups of 4
+    count = count_module_flops(module, (torch.rand(2, 16, 3, 5),))
+    pixels, outputs = 2 * 15, 2 * 60
+    assert count.by_operator["project_normalized"] == (5 * 16 + 2 * 16 * 8) * pixels
+    if name == "LDAAQU":
+        network = 8 * 9 + 5 * 8 + 8 + 2 * 4 * 18 * 9  # convolution, norm, GELU, convolution
+        assert count.by_operator["predict_offsets"] == (network + 2 * 2 * 18) * outputs
+    assert count.is_complete
+
+
 def test_the_published_algorithm():
     module = PublishedLDAAQU(16, reduction=2)  # d = 8, in 2 groups of 4
     count = count_module_flops(module, (torch.rand(1, 16, 3, 5),))

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,23 +22,28 @@ def test_the_cpu_runs_the_compiled_kernels():
     assert backends.choose_backend("auto", CPU).name == "cpp"
 
 
-def test_the_backend_that_was_chosen_is_the_one_that_computes(monkeypatch):
+OPERATORS = ("attention", "offset_network", "normalized_projection")
+
+
+def test_the_backend_that_was_chosen_computes_every_operator(monkeypatch):
     called = []
-    for backend in BACKENDS.values():
-        forward = backend.module.forward
-        monkeypatch.setattr(
-            backend.module,
-            "forward",
-            lambda *args, f=forward, name=backend.name: called.append(name) or f(*args),
-        )
-    for name in [n for n, b in BACKENDS.items() if not b.unavailable(CPU)]:
-        LDAAQU(16, backend=name)(torch.randn(1, 16, 4, 4))
-        assert called.pop() == name and not called
+    for name in OPERATORS:
+        for module in {getattr(backend, name) for backend in BACKENDS.values()}:
+            forward = module.forward
+            monkeypatch.setattr(
+                module,
+                "forward",
+                lambda *args, f=forward, m=module: called.append(m) or f(*args),
+            )
+    for backend in [b for b in BACKENDS.values() if not b.unavailable(CPU)]:
+        LDAAQU(16, backend=backend.name)(torch.randn(1, 16, 4, 4))
+        assert set(called) == {getattr(backend, name) for name in OPERATORS}
+        assert len(called) == len(OPERATORS)
+        called.clear()
 
 
 def test_automatic_choice_is_logged_once_with_the_reason(monkeypatch, caplog):
-    cpp = BACKENDS["cpp"]
-    broken = backends.Backend(cpp.name, cpp.description, cpp.module, lambda device: "no such file")
+    broken = replace(BACKENDS["cpp"], unavailable=lambda device: "no such file")
     monkeypatch.setitem(backends.BACKENDS, "cpp", broken)
     backends.choose_backend.cache_clear()
     try:
@@ -79,5 +85,5 @@ def test_builds_without_a_compiler(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert 'building extension "lda_aqu.ops._cpp" failed' in run.stdout + run.stderr
-    assert (tmp_path / "lib/lda_aqu/ops/cpp.py").exists()
+    assert (tmp_path / "lib/lda_aqu/ops/cpp/library.py").exists()
     assert not list((tmp_path / "lib/lda_aqu/ops").glob("_cpp*"))

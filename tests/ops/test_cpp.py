@@ -2,7 +2,8 @@ import platform
 
 import pytest
 import torch
-from lda_aqu.ops import cpp, plain
+from lda_aqu.ops import cpp
+from lda_aqu.ops.plain import attention as plain
 from test_local_deformable_attention import sample_inputs
 
 pytestmark = pytest.mark.skipif(
@@ -12,7 +13,7 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 
 def run(inputs: tuple, grad_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (cpp.forward(*inputs), *cpp.backward(grad_output, *inputs))
+    return (cpp.attention.forward(*inputs), *cpp.attention.backward(grad_output, *inputs))
 
 
 def wide_inputs(dtype=torch.float32, size=(9, 14), out=(20, 33), spread=6.0) -> tuple:
@@ -22,17 +23,6 @@ def wide_inputs(dtype=torch.float32, size=(9, 14), out=(20, 33), spread=6.0) -> 
     shapes = [(2, 60, y, x), (2, 60, h, w), (2, 156, h, w), (2, 3, 9, 2, y, x), (2, 9, 30)]
     query, key, value, offsets, bias = (torch.randn(s, dtype=torch.float64) for s in shapes)
     return (*(t.to(dtype) for t in (query, key, value, offsets * spread, bias)), 2)
-
-
-@pytest.fixture
-def instruction_set(request):
-    before = cpp.instruction_set()
-    try:
-        cpp.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    cpp.use_instruction_set(before)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -107,15 +97,15 @@ def test_two_million_output_pixels():
     height, width = 1024, 2048
     shapes = [(1, 4, height, width), (1, 4, 512, 1024), (1, 4, 512, 1024)]
     inputs = [torch.randn(s) for s in shapes] + [11 * torch.rand(1, 2, 9, 2, height, width), None]
-    output = cpp.forward(*inputs, 1)
+    output = cpp.attention.forward(*inputs, 1)
     exact = [i if i is None else i.double() for i in inputs]
     assert relative_error(output, plain.forward(*exact, 1)) < 1e-5
 
 
 def test_an_empty_batch():
     inputs = tuple(t[:0] if torch.is_tensor(t) and t.dim() > 3 else t for t in wide_inputs())
-    assert cpp.forward(*inputs).shape == (0, 156, 20, 33)
-    *grads, grad_bias = cpp.backward(torch.zeros(0, 156, 20, 33), *inputs)
+    assert cpp.attention.forward(*inputs).shape == (0, 156, 20, 33)
+    *grads, grad_bias = cpp.attention.backward(torch.zeros(0, 156, 20, 33), *inputs)
     assert [g.shape[0] for g in grads] == [0] * 4 and grad_bias.eq(0).all()
 
 
@@ -124,5 +114,5 @@ def test_agrees_with_the_sweep_in_float32():
         inputs = sample_inputs(seed, torch.float32)
         exact = tuple(i.double() if torch.is_tensor(i) else i for i in inputs)
         torch.testing.assert_close(
-            cpp.forward(*inputs).double(), plain.forward(*exact), rtol=1e-5, atol=1e-5
+            cpp.attention.forward(*inputs).double(), plain.forward(*exact), rtol=1e-5, atol=1e-5
         )

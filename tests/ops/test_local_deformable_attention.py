@@ -2,20 +2,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from lda_aqu.ops import BACKENDS
 from lda_aqu.ops import local_deformable_attention as attend
 
 OP = torch.ops.lda_aqu.local_deformable_attention.default
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    """Each backend that can run on the CPU."""
-    reason = BACKENDS[request.param].unavailable(CPU)
-    if reason:
-        pytest.skip(reason)
-    return request.param
 
 
 def sample_inputs(seed: int, dtype=torch.float64, requires_grad: bool = False) -> tuple:

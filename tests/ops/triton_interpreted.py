@@ -6,7 +6,8 @@ import pytest
 import torch
 import triton
 from lda_aqu import LDAAQU
-from lda_aqu.ops import plain, triton_backend, triton_kernels
+from lda_aqu.ops import triton_backend, triton_kernels
+from lda_aqu.ops.plain import attention as plain
 
 # batch, heads, groups, depth, channels, k, input size, output size, bias
 CASES = {

@@ -70,6 +70,29 @@ def _local_deformable_attention(inputs: list[Any], outputs: list[Any]) -> Counte
     return Counter({"local_deformable_attention": batch * height * width * points * per_point})
 
 
+def _predict_offsets(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """Of query, depthwise and norm parameters, convolution: as by the operators it stands for."""
+    batch, depth, height, width = get_shape(inputs[0])
+    kernel = prod(get_shape(inputs[4])[2:])
+    groups, points = get_shape(outputs[0])[1:3]
+    per_pixel = (
+        depth * 9  # depthwise convolution
+        + depth * 5  # normalisation
+        + depth  # GELU
+        + depth * kernel * 2 * points  # convolution
+        + groups * 2 * points * 2  # tanh and range
+    )
+    return Counter({"predict_offsets": batch * height * width * per_pixel})
+
+
+def _project_normalized(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """Of a map, norm parameters and a list of weights: as by the operators it stands for."""
+    weights = sum(prod(get_shape(weight)) for weight in inputs[3].node().inputs())
+    batch, channels, height, width = get_shape(inputs[0])
+    per_pixel = channels * 5 + weights  # normalisation, projections
+    return Counter({"project_normalized": batch * height * width * per_pixel})
+
+
 def _avg_pool2d(inputs: list[Any], outputs: list[Any]) -> int:
     kernel = [side.toIValue() for side in inputs[1].node().inputs()]
     return _size(outputs[0]) * prod(kernel if len(kernel) == 2 else 2 * kernel)
@@ -98,6 +121,8 @@ HANDLES: dict[str, Handle | None] = {
     "aten::upsample_bicubic2d": _per_result(16),
     "aten::grid_sampler_2d": _per_result(4),
     "lda_aqu::local_deformable_attention": _local_deformable_attention,
+    "lda_aqu::predict_offsets": _predict_offsets,
+    "lda_aqu::project_normalized": _project_normalized,
     "lda_aqu::reassemble": _reassemble,
     "lda_aqu::similarity": _similarity,
     "torchvision::nms": None,

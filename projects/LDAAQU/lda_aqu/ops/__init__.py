@@ -2,6 +2,8 @@
 
 from .backends import BACKEND_CHOICES, BACKENDS, check_backend
 from .local_deformable_attention import local_deformable_attention
+from .normalized_projection import project_normalized
+from .offset_network import predict_offsets
 from .reassembly import reassemble, similarity
 
 __all__ = [
@@ -9,6 +11,8 @@ __all__ = [
     "BACKEND_CHOICES",
     "check_backend",
     "local_deformable_attention",
+    "predict_offsets",
+    "project_normalized",
     "reassemble",
     "similarity",
 ]

@@ -1,4 +1,4 @@
-"""The implementations of the operator, and which of them computes a call."""
+"""The implementations of the operators, and which of them computes a call."""
 
 import logging
 from collections.abc import Callable
@@ -16,22 +16,48 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation: a module with ``forward`` and ``backward`` as those of :mod:`.plain`."""
+    """An implementation: for each operator a module with ``forward`` and ``backward``.
+
+    They are as those of :mod:`.plain`.
+    """
 
     name: str
     description: str
-    module: ModuleType
+    attention: ModuleType
+    offset_network: ModuleType
+    normalized_projection: ModuleType
     unavailable: Callable[[torch.device], str]
     """Why it cannot run on a device; empty if it can."""
 
 
-# In the order in which they are preferred.
+# In the order in which they are preferred. GPUs have libraries for convolutions and projections.
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpp", "C++ kernels for the CPU", cpp, cpp.unavailable),
-        Backend("triton", "Triton kernels for GPUs", triton_backend, triton_backend.unavailable),
-        Backend("plain", "plain PyTorch", plain, lambda device: ""),
+        Backend(
+            "cpp",
+            "C++ kernels for the CPU",
+            cpp.attention,
+            cpp.offset_network,
+            cpp.normalized_projection,
+            cpp.unavailable,
+        ),
+        Backend(
+            "triton",
+            "Triton kernels for GPUs",
+            triton_backend,
+            plain.offset_network,
+            plain.normalized_projection,
+            triton_backend.unavailable,
+        ),
+        Backend(
+            "plain",
+            "plain PyTorch",
+            plain.attention,
+            plain.offset_network,
+            plain.normalized_projection,
+            lambda device: "",
+        ),
     )
 }
 

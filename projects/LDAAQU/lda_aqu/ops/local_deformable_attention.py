@@ -11,7 +11,7 @@ from torch import Tensor
 from . import plain
 from .backends import check_backend, choose_backend
 from .exporting import is_exporting
-from .memory_format import memory_format_of
+from .memory_format import laid_out_as, memory_format_of
 
 
 def local_deformable_attention(
@@ -56,7 +56,7 @@ def local_deformable_attention(
     check_backend(backend)
     if is_exporting():
         # Unchecked: sizes are tensors while a graph is traced.
-        return plain.forward(query, key, value, offsets, position_bias, num_heads)
+        return plain.attention.forward(query, key, value, offsets, position_bias, num_heads)
     return _forward(query, key, value, offsets, position_bias, num_heads, backend)
 
 
@@ -128,7 +128,7 @@ def _forward(
     backend: str,
 ) -> Tensor:
     _check(query, key, value, offsets, position_bias, num_heads)
-    compute = choose_backend(backend, value.device).module.forward
+    compute = choose_backend(backend, value.device).attention.forward
     output = compute(query, key, value, offsets, position_bias, num_heads)
     return output.contiguous(memory_format=memory_format_of(value))
 
@@ -163,18 +163,10 @@ def _backward(
     num_heads: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    compute = choose_backend(backend, value.device).module.backward
+    compute = choose_backend(backend, value.device).attention.backward
     *grads, grad_bias = compute(grad_output, query, key, value, offsets, position_bias, num_heads)
     inputs = (query, key, value, offsets)
-    return (*(_laid_out_as(g, t) for g, t in zip(grads, inputs, strict=True)), grad_bias)
-
-
-def _laid_out_as(grad: Tensor, tensor: Tensor) -> Tensor:
-    """``grad`` with the strides that ``torch.empty_like(tensor)`` has."""
-    target = torch.empty_like(tensor, device="meta")
-    if grad.stride() == target.stride():
-        return grad
-    return torch.empty_like(tensor).copy_(grad)
+    return (*(laid_out_as(g, t) for g, t in zip(grads, inputs, strict=True)), grad_bias)
 
 
 @_backward.register_fake

@@ -48,4 +48,6 @@ class GuidedLDAAQU(LDAAQU, GuidedUpsampler):
     def _query_and_key(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) and (N, C, H', W') to (N, d, H', W') and (N, d, H, W)."""
         self.guide_size(x, guide)
-        return self.proj_q(self.guide_norm(guide)), self.proj_k(self.layer_norm(x))
+        (query,) = self._project(guide, self.guide_norm, self.proj_q)
+        (key,) = self._project(x, self.layer_norm, self.proj_k)
+        return query, key

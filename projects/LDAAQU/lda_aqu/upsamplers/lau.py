@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..ops import check_backend, local_deformable_attention, plain
+from ..ops import check_backend, local_deformable_attention, plain, project_normalized
 from .base import Upsampler, check_odd
 from .channel_layer_norm import ChannelLayerNorm
 from .registry import UPSAMPLER_REGISTRY
@@ -51,7 +51,7 @@ class LAU(Upsampler):
         init: "window", the published initial values, weighs the whole window; "bilinear" starts
             as bilinear interpolation with aligned corners, so that a network trained with another
             interpolation goes on from close to where it was. It needs ``position_bias``.
-        backend: what computes the attention: see :func:`lda_aqu.ops.local_deformable_attention`.
+        backend: what computes it: see :func:`lda_aqu.ops.local_deformable_attention`.
 
     Raises:
         InputError: values that do not fit one another, or an unknown backend.
@@ -149,9 +149,15 @@ class LAU(Upsampler):
     ) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) to (N, d, H', W') and (N, d, H, W)."""
         size = self.target_size(x, output_size)
-        normalized = self.layer_norm(x)
-        query = F.interpolate(self.proj_q(normalized), size, mode="bilinear", align_corners=True)
-        return query, self.proj_k(normalized)
+        query, key = self._project(x, self.layer_norm, self.proj_q, self.proj_k)
+        return F.interpolate(query, size, mode="bilinear", align_corners=True), key
+
+    def _project(
+        self, x: Tensor, layer_norm: ChannelLayerNorm, *projections: nn.Conv2d
+    ) -> list[Tensor]:
+        """(N, C, H, W), normalised, to (N, d, H, W) by each projection."""
+        norm, weights = layer_norm.norm, [projection.weight for projection in projections]
+        return project_normalized(x, norm.weight, norm.bias, weights, self.backend)
 
     def _upsample(self, x: Tensor, query: Tensor, key: Tensor) -> Tensor:
         offsets, bias = self._offsets(query), self._position_bias()
@@ -161,7 +167,9 @@ class LAU(Upsampler):
 
     def _sampling(self, query: Tensor, key: Tensor) -> Sampling:
         offsets, bias = self._offsets(query), self._position_bias()
-        return Sampling(offsets, *plain.sampling(query, key, offsets, bias, self.num_heads))
+        return Sampling(
+            offsets, *plain.attention.sampling(query, key, offsets, bias, self.num_heads)
+        )
 
     def _position_bias(self) -> Tensor | None:
         """(heads, k_u², d / heads), as the operator takes it."""

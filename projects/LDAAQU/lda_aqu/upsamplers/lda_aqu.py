@@ -2,11 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import InputError
+from ..ops import predict_offsets
 from .base import check_odd
 from .channel_layer_norm import ChannelLayerNorm
 from .lau import LAU, divide
@@ -35,7 +34,7 @@ class LDAAQU(LAU):
         offset_range: theta, the largest offset, in output pixels.
         position_bias: whether the keys have a learned bias for each point.
         init: "window" or "bilinear": see :class:`LAU`.
-        backend: what computes the attention: see :func:`lda_aqu.ops.local_deformable_attention`.
+        backend: what computes it: see :func:`lda_aqu.ops.local_deformable_attention`.
 
     Raises:
         InputError: values that do not fit one another, or an unknown backend.
@@ -104,26 +103,18 @@ class LDAAQU(LAU):
 
     def _offsets(self, query: Tensor) -> Tensor:
         """(N, d, H', W') to (N, g, k_u², 2, H', W'), (dy, dx) in output pixels."""
-        n, _, height, width = query.shape
-        depthwise, norm, activation, convolution = self.conv_offset
-        groups = self.num_groups
-        # The network that the groups share, applied to all of them side by side: channels-last, as
-        # the projections leave the query, nothing has to be moved.
-        hidden = F.conv2d(
-            query, depthwise.weight.repeat(groups, 1, 1, 1), padding=1, groups=query.shape[1]
+        depthwise, layer_norm, _, convolution = self.conv_offset
+        return predict_offsets(
+            query,
+            depthwise.weight,
+            layer_norm.norm.weight,
+            layer_norm.norm.bias,
+            convolution.weight,
+            convolution.bias,
+            self.num_groups,
+            self.offset_range,
+            self.backend,
         )
-        hidden = activation(norm(hidden, groups))
-        offsets = F.conv2d(
-            hidden,
-            convolution.weight.repeat(groups, 1, 1, 1),
-            convolution.bias.repeat(groups),
-            padding=convolution.padding,
-            groups=groups,
-        )
-        if offsets.dtype in (torch.float16, torch.bfloat16):
-            offsets = offsets.float()  # half precision has no room for fractions of a pixel
-        offsets = self.offset_range * torch.tanh(offsets)
-        return offsets.view(n, groups, self.num_points, 2, height, width)
 
 
 @UPSAMPLER_REGISTRY.register()

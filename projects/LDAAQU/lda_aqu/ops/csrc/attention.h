@@ -2,6 +2,7 @@
 #pragma once
 #include <omp.h>
 
+#include "arena.h"
 #include "layout.h"
 #include "problem.h"
 #include "scalars.h"
@@ -37,19 +38,6 @@ struct Block {
     int64_t strips() const { return ceil_div(width, kStrip); }
     Strip strip(int64_t row, int64_t column) const {
         return {n, y + row, x + column * kStrip, min(kStrip, width - column * kStrip)};
-    }
-};
-
-// Hands out consecutive pieces of the workspace, or just counts them where there is none.
-struct Arena {
-    char* base;
-    int64_t used = 0;
-
-    template <typename U>
-    U* take(int64_t count) {
-        U* piece = reinterpret_cast<U*>(base + used);
-        used += round_up(count * static_cast<int64_t>(sizeof(U)), 64);
-        return piece;
     }
 };
 

@@ -1,15 +1,22 @@
 // The C interface: chooses, once, the kernels of the widest instruction set that this CPU has.
+#include "norm_problem.h"
+#include "offset_problem.h"
 #include "problem.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-#define DECLARE(isa)                                \
-    namespace isa {                                 \
-    int64_t workspace_size(const Problem&, bool);   \
-    void forward(const Problem&);                   \
-    void backward(const Problem&);                  \
+#define DECLARE(isa)                                            \
+    namespace isa {                                             \
+    int64_t workspace_size(const Problem&, bool);               \
+    void forward(const Problem&);                               \
+    void backward(const Problem&);                              \
+    int64_t offset_workspace_size(const OffsetProblem&, bool);  \
+    void predict_offsets(const OffsetProblem&);                 \
+    void predict_offsets_backward(const OffsetProblem&);        \
+    void standardize(const NormProblem&);                       \
+    void standardize_backward(const NormProblem&);              \
     }
 
 DECLARE(generic)
@@ -25,14 +32,26 @@ struct Kernels {
     int64_t (*workspace_size)(const Problem&, bool);
     void (*forward)(const Problem&);
     void (*backward)(const Problem&);
+    int64_t (*offset_workspace_size)(const OffsetProblem&, bool);
+    void (*predict_offsets)(const OffsetProblem&);
+    void (*predict_offsets_backward)(const OffsetProblem&);
+    void (*standardize)(const NormProblem&);
+    void (*standardize_backward)(const NormProblem&);
 };
+
+#define KERNELS(isa)                                                                    \
+    {                                                                                   \
+        #isa, isa::workspace_size, isa::forward, isa::backward,                         \
+            isa::offset_workspace_size, isa::predict_offsets,                           \
+            isa::predict_offsets_backward, isa::standardize, isa::standardize_backward, \
+    }
 
 constexpr Kernels kernels[] = {
 #ifdef LDA_AQU_X86
-    {"avx512", avx512::workspace_size, avx512::forward, avx512::backward},
-    {"avx2", avx2::workspace_size, avx2::forward, avx2::backward},
+    KERNELS(avx512),
+    KERNELS(avx2),
 #endif
-    {"generic", generic::workspace_size, generic::forward, generic::backward},
+    KERNELS(generic),
 };
 
 bool runs_here(const char* name) {
@@ -98,4 +117,20 @@ int64_t lda_aqu_workspace_size(const Problem* problem, int is_backward) {
 void lda_aqu_forward(const Problem* problem) { choice().forward(*problem); }
 
 void lda_aqu_backward(const Problem* problem) { choice().backward(*problem); }
+
+int64_t lda_aqu_offset_workspace_size(const OffsetProblem* problem, int is_backward) {
+    return choice().offset_workspace_size(*problem, is_backward != 0);
+}
+
+void lda_aqu_predict_offsets(const OffsetProblem* problem) { choice().predict_offsets(*problem); }
+
+void lda_aqu_predict_offsets_backward(const OffsetProblem* problem) {
+    choice().predict_offsets_backward(*problem);
+}
+
+void lda_aqu_standardize(const NormProblem* problem) { choice().standardize(*problem); }
+
+void lda_aqu_standardize_backward(const NormProblem* problem) {
+    choice().standardize_backward(*problem);
+}
 }

@@ -1,4 +1,4 @@
-// What the kernels are given. Mirrored, field by field, by Problem in ../cpp.py.
+// What the kernels are given. Mirrored, field by field, by Problem in ../cpp/attention.py.
 #pragma once
 #include <cstdint>
 

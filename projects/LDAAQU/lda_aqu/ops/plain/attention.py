@@ -6,11 +6,12 @@ Shape shorthand:
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
 import torch
 from torch import Tensor
+
+from ..autocast import without_autocast
 
 BILINEAR, ZEROS = 0, 0  # codes of aten's grid sampler for interpolation and padding
 
@@ -24,7 +25,7 @@ def forward(
     num_heads: int,
 ) -> Tensor:
     """See :func:`lda_aqu.ops.local_deformable_attention`."""
-    with _without_autocast(value):
+    with without_autocast(value):
         sampler = _Sampler(query, key, value, offsets, position_bias, num_heads)
         attention = sampler.attention()
         output = sampler.split_heads(sampler.value.new_zeros((*value.shape[:2], *query.shape[2:])))
@@ -42,7 +43,7 @@ def sampling(
     Returns:
         Positions (N, g, K, 2, Y, X), (y, x) in input pixels, and weights (N, h, K, Y, X).
     """
-    with _without_autocast(key):
+    with without_autocast(key):
         sampler = _Sampler(query, key, key, offsets, position_bias, num_heads)
         return sampler.positions(), sampler.attention()
 
@@ -57,7 +58,7 @@ def backward(
     num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the five tensors, in their order; the last is empty without a bias."""
-    with _without_autocast(value):
+    with without_autocast(value):
         s = _Sampler(query, key, value, offsets, position_bias, num_heads)
         attention = s.attention()
         grad_output = s.split_heads(grad_output.to(s.value.dtype))
@@ -94,14 +95,6 @@ def backward(
         grad_offsets.to(offsets.dtype),
         grad_bias,
     )
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager:
-    device = x.device.type
-    # Only where there is something to disable: an exported graph has no such regions.
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 class _Sampler:

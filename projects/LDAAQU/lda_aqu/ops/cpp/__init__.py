@@ -1,0 +1,17 @@
+"""The compiled CPU kernels of ``csrc/``, a module for each operator.
+
+Each has ``forward`` and ``backward`` as its namesake in :mod:`lda_aqu.ops.plain`.
+"""
+
+from . import attention, normalized_projection, offset_network
+from .library import DTYPES, instruction_set, unavailable, use_instruction_set
+
+__all__ = [
+    "DTYPES",
+    "attention",
+    "instruction_set",
+    "normalized_projection",
+    "offset_network",
+    "unavailable",
+    "use_instruction_set",
+]

@@ -1,0 +1,147 @@
+"""Normalisation by the compiled CPU kernels, and projections by PyTorch's matrix products.
+
+The norm's weight and bias are moved into the projections: with the map s of mean 0 and variance 1,
+W (weight * s + bias) = (W weight) s + W bias. So the kernels need neither, nor do they find their
+gradients: those follow from that of W weight. The map s exists for some pixels at a time.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..autocast import without_autocast
+from ..plain.normalized_projection import EPSILON
+from .library import DTYPES, fields, in_huge_pages, run
+
+CHUNK = 2**19
+"""Elements of the normalised map that exist at once: few enough for a CPU's cache."""
+
+
+class NormProblem(ctypes.Structure):
+    """The struct of norm_problem.h."""
+
+    _fields_ = (
+        *fields(ctypes.c_int64, "channels height width first count threads dtype"),
+        *fields(ctypes.c_int64 * 4, "strides"),
+        *fields(ctypes.c_double, "epsilon"),
+        *fields(ctypes.c_void_p, "map normalized inverse grad"),
+    )
+
+
+def forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """See :func:`lda_aqu.ops.project_normalized`. Computes in float32 at least."""
+    with without_autocast(x):
+        pixels = _Pixels(x)
+        matrices = [weight.flatten(1).to(pixels.dtype) for weight in weights]
+        scaled = [(matrix * norm_weight.to(pixels.dtype)).T for matrix in matrices]
+        biases = [matrix @ norm_bias.to(pixels.dtype) for matrix in matrices]
+        outputs = [in_huge_pages(pixels.new_empty(len(matrix))) for matrix in matrices]
+        for chunk, normalized in pixels.standardize():
+            for output, matrix, bias in zip(outputs, scaled, biases, strict=True):
+                torch.addmm(bias, normalized, matrix, out=output[chunk])
+    size = (len(x), *x.shape[2:])
+    return [output.unflatten(0, size).permute(0, 3, 1, 2).to(dtype) for output in outputs]
+
+
+def backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Gradients of the map, of the norm's weight and bias, and of the projections' weights."""
+    with without_autocast(x):
+        pixels = _Pixels(x)
+        dtype = pixels.dtype
+        weight, bias = norm_weight.to(dtype), norm_bias.to(dtype)
+        matrices = [projection.flatten(1).to(dtype) for projection in weights]
+        scaled = [matrix * weight for matrix in matrices]
+        rows = [grad.permute(0, 2, 3, 1).flatten(0, 2).to(dtype) for grad in grads]
+        products = [torch.zeros_like(matrix) for matrix in matrices]  # grad times s
+        grad_x = in_huge_pages(torch.empty_like(pixels.map))
+        for chunk, normalized in pixels.standardize():
+            for row, product in zip(rows, products, strict=True):
+                product.addmm_(row[chunk].T, normalized)
+            grad = sum_of_products([row[chunk] for row in rows], scaled)
+            pixels.backward(chunk, normalized, grad, grad_x)
+        sums = [row.sum(0) for row in rows]
+        triples = list(zip(matrices, products, sums, strict=True))
+        grad_weights = [product * weight + torch.outer(s, bias) for _, product, s in triples]
+        grad_weight = sum((matrix * product).sum(0) for matrix, product, _ in triples)
+        grad_bias = sum(s @ matrix for matrix, _, s in triples)
+    return (
+        grad_x.to(x.dtype),
+        grad_weight.to(norm_weight.dtype),
+        grad_bias.to(norm_bias.dtype),
+        [g.view(w.shape).to(w.dtype) for g, w in zip(grad_weights, weights, strict=True)],
+    )
+
+
+def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """The sum of the products of matrices."""
+    total = left[0] @ right[0]
+    for a, b in zip(left[1:], right[1:], strict=True):
+        total.addmm_(a, b)
+    return total
+
+
+class _Pixels:
+    """The pixels of a map, in the order (N, H, W), and the kernels that run over them."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.map = x if x.dtype in DTYPES else x.float()
+        self.dtype = torch.promote_types(self.map.dtype, torch.float32)
+        self.count = x.numel() // x.shape[1]
+        self._inverse = torch.empty(self.count, dtype=self.dtype)
+
+    def new_empty(self, channels: int) -> Tensor:
+        """(pixels, channels)."""
+        return torch.empty((self.count, channels), dtype=self.dtype)
+
+    def standardize(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the pixels, and each pixel's channels with mean 0 and variance 1.
+
+        The tensor is overwritten by the next.
+        """
+        channels = self.map.shape[1]
+        step = max(1, CHUNK // channels)
+        buffer = torch.empty((min(step, self.count), channels), dtype=self.dtype)
+        for first in range(0, self.count, step):
+            chunk = slice(first, min(first + step, self.count))
+            normalized = buffer[: chunk.stop - first]
+            self._run("standardize", chunk, self.map, normalized)
+            yield chunk, normalized
+
+    def backward(self, chunk: slice, normalized: Tensor, grad: Tensor, grad_map: Tensor) -> None:
+        """From the gradient of what :meth:`standardize` gave to that of the map; spoils it."""
+        self._run("standardize_backward", chunk, grad_map, normalized, grad=grad.data_ptr())
+
+    def _run(
+        self, name: str, chunk: slice, target: Tensor, normalized: Tensor, **addresses: int
+    ) -> None:
+        _, channels, height, width = target.shape
+        problem = NormProblem(
+            channels=channels,
+            height=height,
+            width=width,
+            first=chunk.start,
+            count=chunk.stop - chunk.start,
+            threads=torch.get_num_threads(),
+            dtype=DTYPES.index(target.dtype),
+            strides=target.stride(),
+            epsilon=EPSILON,
+            map=target.data_ptr(),
+            normalized=normalized.data_ptr(),
+            inverse=self._inverse[chunk].data_ptr(),
+            **addresses,
+        )
+        run(name, problem)

@@ -1,0 +1,464 @@
+// The offset network: a depthwise 3 x 3 convolution, layer normalisation over the channels, GELU, a
+// k_e x k_e convolution with bias, and theta tanh. See ../offset_network.py.
+//
+// A unit of work is a band of rows of one group of one image. It goes down row by row; the rows that
+// a convolution reads are kept in rings. A row is planar, so that everything is in vectors over
+// pixels, the sums over channels too, and has margins of zeros: the convolutions' padding.
+#pragma once
+#include <omp.h>
+
+#include "activations.h"
+#include "arena.h"
+#include "convolution.h"
+#include "layout.h"
+#include "offset_problem.h"
+
+namespace LDA_AQU_ISA {
+namespace {
+
+constexpr int64_t kPixels = 16;    // pixels that are normalised at a time; rows have whole ones
+constexpr int64_t kBandRows = 32;  // fixed, as it decides the order of sums
+
+// Rows of a map of `channels` channels and their margins, the last `count` of those computed.
+template <typename T>
+struct Ring {
+    T* base;
+    int64_t count, channels, stride, margin;
+
+    // Channel 0, column 0 of row y.
+    T* row(int64_t y) const {
+        return base + ((y % count + count) % count * channels * stride + margin);
+    }
+    void clear(int64_t y) const {
+        T* const target = row(y) - margin;
+        for (int64_t i = 0; i < channels * stride; ++i) target[i] = 0;
+    }
+    int64_t size() const { return count * channels * stride; }
+};
+
+struct Band {
+    int64_t n, group, first, end;  // rows [first, end)
+};
+
+// What forward and backward share.
+template <typename T>
+struct OffsetKernel {
+    const OffsetProblem& p;
+    const int64_t channels, reach, width;  // of a group; k_e / 2; rounded up to whole kPixels
+    const T *depthwise, *norm_weight, *norm_bias, *conv_weight, *conv_bias;
+
+    OffsetKernel(const OffsetProblem& problem)
+        : p(problem),
+          channels(p.depth / p.groups),
+          reach(p.kernel_size / 2),
+          width(round_up(p.width, kPixels)),
+          depthwise(static_cast<const T*>(p.depthwise)),
+          norm_weight(static_cast<const T*>(p.norm_weight)),
+          norm_bias(static_cast<const T*>(p.norm_bias)),
+          conv_weight(static_cast<const T*>(p.conv_weight)),
+          conv_bias(static_cast<const T*>(p.conv_bias)) {}
+
+    int64_t bands_per_map() const { return ceil_div(p.height, kBandRows); }
+    int64_t bands() const { return p.batch * p.groups * bands_per_map(); }
+    Band band_at(int64_t index) const {
+        const int64_t map = index / bands_per_map(), first = index % bands_per_map() * kBandRows;
+        return {map / p.groups, map % p.groups, first, min(first + kBandRows, p.height)};
+    }
+    bool is_outside(int64_t y) const { return y < 0 || y >= p.height; }
+
+    Ring<T> take_ring(Arena& arena, int64_t count, int64_t ring_channels) const {
+        const int64_t margin = round_up(reach > 1 ? reach : 1, kPixels);
+        Ring<T> ring{nullptr, count, ring_channels, width + 2 * margin, margin};
+        ring.base = arena.take<T>(ring.size());
+        return ring;
+    }
+
+    void clear_tails(const Ring<T>& ring, int64_t y) const {
+        T* const row = ring.row(y);
+        for (int64_t c = 0; c < ring.channels; ++c)
+            for (int64_t x = p.width; x < width; ++x) row[c * ring.stride + x] = 0;
+    }
+
+    template <typename S>
+    void load_query(const Band& band, int64_t y, const Ring<T>& query) const {
+        if (is_outside(y)) return query.clear(y);
+        const int64_t* stride = p.query_strides;
+        const S* map = static_cast<const S*>(p.query) + band.n * stride[0] +
+                       band.group * channels * stride[1] + y * stride[2];
+        // Channels and pixels change places: the rows of `load_pixels` are planes here.
+        load_pixels(map, stride[3], stride[1], channels, p.width, query.row(y), query.stride);
+        // The row below is next. Its pieces are too short for the processor to foresee.
+        if (is_outside(y + 1)) return;
+        if (stride[1] == 1)
+            prefetch(map + stride[2], stride[3], p.width, channels);
+        else
+            prefetch(map + stride[2], stride[1], channels, p.width);
+    }
+
+    // The hidden row y from the query's rows about it. `normalized` takes what GELU is applied to,
+    // without weight and bias, and in its last channel the inverse deviations; or it is null.
+    void compute_hidden(int64_t y, const Ring<T>& query, T* block, const Ring<T>& hidden,
+                        const Ring<T>* normalized) const {
+        if (is_outside(y)) return hidden.clear(y);
+        const T* const rows[3] = {query.row(y - 1), query.row(y), query.row(y + 1)};
+        const T inverse = 1 / static_cast<T>(channels), epsilon = static_cast<T>(p.epsilon);
+        for (int64_t x = 0; x < width; x += kPixels) {
+            T mean[kPixels] = {}, deviation[kPixels] = {};
+            for (int64_t c = 0; c < channels; ++c) {
+                T* const z = block + c * kPixels;
+                convolve_depthwise(rows, c * query.stride + x, depthwise + c * 9, z);
+#pragma omp simd
+                for (int64_t i = 0; i < kPixels; ++i) mean[i] += z[i];
+            }
+            for (int64_t i = 0; i < kPixels; ++i) mean[i] *= inverse;
+            for (int64_t c = 0; c < channels; ++c) {
+                T* const z = block + c * kPixels;
+#pragma omp simd
+                for (int64_t i = 0; i < kPixels; ++i) {
+                    z[i] -= mean[i];
+                    deviation[i] += z[i] * z[i];
+                }
+            }
+#pragma omp simd
+            for (int64_t i = 0; i < kPixels; ++i)
+                deviation[i] = 1 / sqrt_of(deviation[i] * inverse + epsilon);
+            for (int64_t c = 0; c < channels; ++c) {
+                const T* const z = block + c * kPixels;
+                T* const kept = normalized ? normalized->row(y) + c * normalized->stride + x
+                                           : block + c * kPixels;
+                T* const out = hidden.row(y) + c * hidden.stride + x;
+#pragma omp simd
+                for (int64_t i = 0; i < kPixels; ++i) {
+                    kept[i] = z[i] * deviation[i];
+                    out[i] = gelu(kept[i] * norm_weight[c] + norm_bias[c]);
+                }
+            }
+            if (normalized) {
+                T* const kept = normalized->row(y) + channels * normalized->stride + x;
+                for (int64_t i = 0; i < kPixels; ++i) kept[i] = deviation[i];
+            }
+        }
+        clear_tails(hidden, y);
+    }
+
+    // kPixels pixels, at `at` of the middle one of three rows.
+    static void convolve_depthwise(const T* const* rows, int64_t at, const T* weights, T* out) {
+        const T *const above = rows[0] + at, *const middle = rows[1] + at, *const below = rows[2] + at;
+#pragma omp simd
+        for (int64_t i = 0; i < kPixels; ++i)
+            out[i] = weights[0] * above[i - 1] + weights[1] * above[i] + weights[2] * above[i + 1] +
+                     weights[3] * middle[i - 1] + weights[4] * middle[i] +
+                     weights[5] * middle[i + 1] + weights[6] * below[i - 1] +
+                     weights[7] * below[i] + weights[8] * below[i + 1];
+    }
+
+    // Where `convolve` reads for row y of its result: (channels, k_e) rows.
+    void find_rows(const Ring<T>& source, int64_t y, const T** rows) const {
+        for (int64_t c = 0; c < source.channels; ++c)
+            for (int64_t k = 0; k < p.kernel_size; ++k)
+                *rows++ = source.row(y + k - reach) + c * source.stride - reach;
+    }
+};
+
+template <typename T>
+struct OffsetForward : OffsetKernel<T> {
+    using Base = OffsetKernel<T>;
+    using Base::channels;
+    using Base::p;
+    using Base::reach;
+
+    struct Scratch {
+        Ring<T> query, hidden;
+        T* block;        // (c, kPixels)
+        T* predicted;    // (o, width)
+        const T** rows;  // (c, k_e)
+    };
+    T* weights;  // (c, k_e, k_e, o)
+    Scratch* scratch;
+
+    OffsetForward(const OffsetProblem& problem, Arena& arena) : Base(problem) {
+        weights = arena.take<T>(channels * p.kernel_size * p.kernel_size * p.outputs);
+        scratch = arena.take<Scratch>(p.threads);
+        for (int64_t thread = 0; thread < p.threads; ++thread) {
+            Scratch s;
+            s.query = this->take_ring(arena, 3, channels);
+            s.hidden = this->take_ring(arena, p.kernel_size, channels);
+            s.block = arena.take<T>(channels * kPixels);
+            s.predicted = arena.take<T>(p.outputs * this->width);
+            s.rows = arena.take<const T*>(channels * p.kernel_size);
+            if (arena.base) scratch[thread] = s;
+        }
+    }
+
+    template <typename S>
+    void run() const {
+        const int64_t taps = channels * p.kernel_size * p.kernel_size;
+        for (int64_t o = 0; o < p.outputs; ++o)
+            for (int64_t tap = 0; tap < taps; ++tap)
+                weights[tap * p.outputs + o] = this->conv_weight[o * taps + tap];
+#pragma omp parallel num_threads(static_cast<int>(p.threads))
+        {
+            const Scratch& s = scratch[omp_get_thread_num()];
+            for (const Ring<T>* ring : {&s.query, &s.hidden})
+                for (int64_t i = 0; i < ring->count; ++i) ring->clear(i);
+#pragma omp for schedule(dynamic)
+            for (int64_t index = 0; index < this->bands(); ++index) {
+                const Band band = this->band_at(index);
+                for (int64_t y = band.first - reach - 1; y <= band.end + reach; ++y) {
+                    this->template load_query<S>(band, y, s.query);
+                    if (y > band.first - reach)
+                        this->compute_hidden(y - 1, s.query, s.block, s.hidden, nullptr);
+                    if (y > band.first + reach) predict(band, y - 1 - reach, s);
+                }
+            }
+        }
+    }
+
+    void predict(const Band& band, int64_t y, const Scratch& s) const {
+        this->find_rows(s.hidden, y, s.rows);
+        convolve<T, kConvolved>(s.rows, channels * p.kernel_size, p.kernel_size, weights, p.outputs,
+                                p.width, s.predicted, this->width);
+        const T range = static_cast<T>(p.offset_range);
+        T* out = static_cast<T*>(p.offsets) +
+                 ((band.n * p.groups + band.group) * p.outputs * p.height + y) * p.width;
+        for (int64_t o = 0; o < p.outputs; ++o, out += p.height * p.width) {
+            const T* const predicted = s.predicted + o * this->width;
+            const T bias = this->conv_bias[o];
+#pragma omp simd
+            for (int64_t x = 0; x < p.width; ++x) out[x] = range * tanh_of(predicted[x] + bias);
+        }
+    }
+};
+
+// The gradients. What a band adds to those of the parameters is kept apart and summed up in the end,
+// band by band, so that the sums do not depend on the threads.
+template <typename T>
+struct OffsetBackward : OffsetKernel<T> {
+    using Base = OffsetKernel<T>;
+    using Base::channels;
+    using Base::p;
+    using Base::reach;
+    using Base::width;
+    static constexpr int64_t lanes = Vector<T, kVectorBytes>::lanes;
+
+    struct Scratch {
+        Ring<T> query, hidden, normalized;
+        Ring<T> grad_predicted;  // before tanh
+        Ring<T> grad_depthwise;  // of the depthwise convolution's result
+        T* block;                // (c, kPixels)
+        T* grad_hidden;          // (c, width)
+        const T** rows;          // (c or o, k_e)
+        T* lane_sums;            // (parameters(), lanes)
+    };
+    const int64_t ahead;  // rows that the hidden map is ahead of its gradient
+    T *weights, *flipped_depthwise;  // (o, k_e, k_e, c), turned by 180°, and (c, 3, 3) likewise
+    T* band_sums;                    // (bands(), parameters())
+    Scratch* scratch;
+
+    OffsetBackward(const OffsetProblem& problem, Arena& arena)
+        : Base(problem), ahead(reach > 1 ? reach : 1) {
+        weights = arena.take<T>(conv_size());
+        flipped_depthwise = arena.take<T>(channels * 9);
+        band_sums = arena.take<T>(this->bands() * parameters());
+        scratch = arena.take<Scratch>(p.threads);
+        for (int64_t thread = 0; thread < p.threads; ++thread) {
+            Scratch s;
+            s.query = this->take_ring(arena, ahead + 3, channels);
+            s.hidden = this->take_ring(arena, reach + ahead + 1, channels);
+            s.normalized = this->take_ring(arena, ahead + 1, channels + 1);
+            s.grad_predicted = this->take_ring(arena, p.kernel_size, p.outputs);
+            s.grad_depthwise = this->take_ring(arena, 3, channels);
+            s.block = arena.take<T>(channels * kPixels);
+            s.grad_hidden = arena.take<T>(channels * width);
+            const int64_t most = channels > p.outputs ? channels : p.outputs;
+            s.rows = arena.take<const T*>(most * p.kernel_size);
+            s.lane_sums = arena.take<T>(parameters() * lanes);
+            if (arena.base) scratch[thread] = s;
+        }
+    }
+
+    // The parameters in the order in which their gradients are summed up: convolution (c, k_e, k_e,
+    // o), depthwise (c, 3, 3), norm's weight and bias (c) each, the convolution's bias (o).
+    int64_t conv_size() const { return channels * p.kernel_size * p.kernel_size * p.outputs; }
+    int64_t norm_at() const { return conv_size() + channels * 9; }
+    int64_t bias_at() const { return norm_at() + channels * 2; }
+    int64_t parameters() const { return bias_at() + p.outputs; }
+
+    template <typename S>
+    void run() const {
+        pack_weights();
+#pragma omp parallel num_threads(static_cast<int>(p.threads))
+        {
+            const Scratch& s = scratch[omp_get_thread_num()];
+            for (const Ring<T>* ring :
+                 {&s.query, &s.hidden, &s.normalized, &s.grad_predicted, &s.grad_depthwise})
+                for (int64_t i = 0; i < ring->count; ++i) ring->clear(i);
+#pragma omp for schedule(dynamic)
+            for (int64_t index = 0; index < this->bands(); ++index) {
+                for (int64_t i = 0; i < parameters() * lanes; ++i) s.lane_sums[i] = 0;
+                run_band<S>(this->band_at(index), s);
+                T* const sums = band_sums + index * parameters();
+                for (int64_t i = 0; i < parameters(); ++i) {
+                    using V = Vector<T, kVectorBytes>;
+                    sums[i] = sum_of_lanes<T, kVectorBytes>(V::load(s.lane_sums + i * lanes));
+                }
+            }
+        }
+        sum_bands();
+    }
+
+    void pack_weights() const {
+        const int64_t taps = p.kernel_size * p.kernel_size;
+        for (int64_t o = 0; o < p.outputs; ++o)
+            for (int64_t c = 0; c < channels; ++c)
+                for (int64_t tap = 0; tap < taps; ++tap)
+                    weights[(o * taps + taps - 1 - tap) * channels + c] =
+                        this->conv_weight[(o * channels + c) * taps + tap];
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t tap = 0; tap < 9; ++tap)
+                flipped_depthwise[c * 9 + 8 - tap] = this->depthwise[c * 9 + tap];
+    }
+
+    // The gradient of the depthwise convolution's result is needed one row beyond the band, too.
+    template <typename S>
+    void run_band(const Band& band, const Scratch& s) const {
+        for (int64_t y = band.first - ahead - 1; y <= band.end + ahead + 1; ++y) {
+            this->template load_query<S>(band, y, s.query);
+            if (y > band.first - ahead)
+                this->compute_hidden(y - 1, s.query, s.block, s.hidden, &s.normalized);
+            const int64_t at = y - 1 - ahead;
+            if (at + reach >= band.first - 1 - reach) load_grad(band, at + reach, s.grad_predicted);
+            if (at < band.first - 1) continue;
+            const bool is_own = at >= band.first && at < band.end;
+            if (is_own) add_convolution_sums(at, s);
+            backward_row(at, is_own, s);
+            if (at > band.first) store_grad_query<S>(band, at - 1, s);
+        }
+    }
+
+    void load_grad(const Band& band, int64_t y, const Ring<T>& grads) const {
+        if (this->is_outside(y)) return grads.clear(y);
+        const T range = static_cast<T>(p.offset_range), inverse = range > 0 ? 1 / range : 0;
+        int64_t at = ((band.n * p.groups + band.group) * p.outputs * p.height + y) * p.width;
+        for (int64_t o = 0; o < p.outputs; ++o, at += p.height * p.width) {
+            const T* const offsets = static_cast<const T*>(p.offsets) + at;
+            const T* const grad_offsets = static_cast<const T*>(p.grad_offsets) + at;
+            T* const out = grads.row(y) + o * grads.stride;
+#pragma omp simd
+            for (int64_t x = 0; x < p.width; ++x)
+                out[x] = grad_offsets[x] * (range - offsets[x] * offsets[x] * inverse);
+        }
+    }
+
+    void add_convolution_sums(int64_t y, const Scratch& s) const {
+        this->find_rows(s.hidden, y, s.rows);
+        const T* const grads = s.grad_predicted.row(y);
+        correlate<T, kCorrelated>(s.rows, channels * p.kernel_size, p.kernel_size, grads,
+                                  s.grad_predicted.stride, p.outputs, p.width, s.lane_sums);
+        for (int64_t o = 0; o < p.outputs; ++o)
+            add_lanes(grads + o * s.grad_predicted.stride, width, s.lane_sums + (bias_at() + o) * lanes);
+    }
+
+    static void add_lanes(const T* values, int64_t count, T* sums) {
+        for (int64_t i = 0; i < count; i += lanes)
+#pragma omp simd
+            for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += values[i + lane];
+    }
+
+    // From the gradient of the prediction back to that of the depthwise convolution's result.
+    void backward_row(int64_t y, bool is_own, const Scratch& s) const {
+        if (this->is_outside(y)) return s.grad_depthwise.clear(y);
+        this->find_rows(s.grad_predicted, y, s.rows);
+        convolve<T, kConvolvedBack>(s.rows, p.outputs * p.kernel_size, p.kernel_size, weights, channels,
+                                p.width, s.grad_hidden, width);
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t x = p.width; x < width; ++x) s.grad_hidden[c * width + x] = 0;
+
+        T* const norm_sums = s.lane_sums + norm_at() * lanes;
+        const int64_t stride = s.grad_depthwise.stride;
+        const T inverse = 1 / static_cast<T>(channels);
+        for (int64_t x = 0; x < width; x += kPixels) {
+            const T* const normalized = s.normalized.row(y) + x;
+            const T* const deviation = normalized + channels * s.normalized.stride;
+            T* const out = s.grad_depthwise.row(y) + x;
+            T mean[kPixels] = {}, moment[kPixels] = {};
+            for (int64_t c = 0; c < channels; ++c) {
+                const T weight = this->norm_weight[c], bias = this->norm_bias[c];
+                const T* const z = normalized + c * s.normalized.stride;
+                const T* const grad_hidden = s.grad_hidden + c * width + x;
+                T grad_bias[kPixels], grad_weight[kPixels];
+#pragma omp simd
+                for (int64_t i = 0; i < kPixels; ++i) {
+                    grad_bias[i] = grad_hidden[i] * gelu_slope(z[i] * weight + bias);
+                    grad_weight[i] = grad_bias[i] * z[i];
+                    mean[i] += weight * grad_bias[i];
+                    moment[i] += weight * grad_weight[i];
+                    out[c * stride + i] = weight * grad_bias[i];
+                }
+                if (is_own) {
+                    add_lanes(grad_weight, kPixels, norm_sums + c * lanes);
+                    add_lanes(grad_bias, kPixels, norm_sums + (channels + c) * lanes);
+                }
+            }
+            for (int64_t i = 0; i < kPixels; ++i) {
+                mean[i] *= inverse;
+                moment[i] *= inverse;
+            }
+            for (int64_t c = 0; c < channels; ++c) {
+                const T* const z = normalized + c * s.normalized.stride;
+                T* const grad = out + c * stride;
+#pragma omp simd
+                for (int64_t i = 0; i < kPixels; ++i)
+                    grad[i] = deviation[i] * (grad[i] - mean[i] - z[i] * moment[i]);
+            }
+        }
+        this->clear_tails(s.grad_depthwise, y);
+        if (!is_own) return;
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t at = c * s.query.stride - 1;
+            const T* const rows[3] = {s.query.row(y - 1) + at, s.query.row(y) + at,
+                                      s.query.row(y + 1) + at};
+            correlate<T, 1>(rows, 3, 3, s.grad_depthwise.row(y) + c * stride, stride, 1, p.width,
+                            s.lane_sums + (conv_size() + c * 9) * lanes);
+        }
+    }
+
+    template <typename S>
+    void store_grad_query(const Band& band, int64_t y, const Scratch& s) const {
+        const Ring<T>& grads = s.grad_depthwise;
+        const T* const rows[3] = {grads.row(y - 1), grads.row(y), grads.row(y + 1)};
+        T* const result = s.grad_hidden;  // which is not needed any more
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t x = 0; x < width; x += kPixels)
+                this->convolve_depthwise(rows, c * grads.stride + x, flipped_depthwise + c * 9,
+                                         result + c * width + x);
+        const int64_t* stride = p.grad_query_strides;
+        S* map = static_cast<S*>(p.grad_query) + band.n * stride[0] +
+                 band.group * channels * stride[1] + y * stride[2];
+        store_pixels(result, width, channels, p.width, map, stride[3], stride[1]);
+    }
+
+    void sum_bands() const {
+        T* const total = scratch[0].lane_sums;
+        for (int64_t i = 0; i < parameters(); ++i) total[i] = 0;
+        for (int64_t band = 0; band < this->bands(); ++band)
+            for (int64_t i = 0; i < parameters(); ++i) total[i] += band_sums[band * parameters() + i];
+
+        const int64_t taps = channels * p.kernel_size * p.kernel_size;
+        T* const grad_weight = static_cast<T*>(p.grad_conv_weight);
+        for (int64_t o = 0; o < p.outputs; ++o)
+            for (int64_t tap = 0; tap < taps; ++tap)
+                grad_weight[o * taps + tap] = total[tap * p.outputs + o];
+        copy(total + conv_size(), channels * 9, p.grad_depthwise);
+        copy(total + norm_at(), channels, p.grad_norm_weight);
+        copy(total + norm_at() + channels, channels, p.grad_norm_bias);
+        copy(total + bias_at(), p.outputs, p.grad_conv_bias);
+    }
+
+    static void copy(const T* source, int64_t count, void* target) {
+        for (int64_t i = 0; i < count; ++i) static_cast<T*>(target)[i] = source[i];
+    }
+};
+
+}  // namespace
+}  // namespace LDA_AQU_ISA

@@ -1,0 +1,204 @@
+"""The network that predicts the offsets, as one PyTorch operator: its schema, gradient, shapes.
+
+The computation itself is that of one of the :mod:`lda_aqu.ops.backends`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import plain
+from .autocast import dtype_under_autocast
+from .backends import check_backend, choose_backend
+from .exporting import is_exporting
+from .memory_format import laid_out_as
+
+
+def predict_offsets(
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+    backend: str = "auto",
+) -> Tensor:
+    """Predict where around each output pixel LDA-AQU samples.
+
+    The d channels of the query are g contiguous groups. One network, shared by all, maps each to
+    the offsets of its k² points: a depthwise 3 x 3 convolution, layer normalisation over the
+    channels (epsilon 1e-5), GELU, a k_e x k_e convolution with bias, and offset_range * tanh.
+    Convolutions are padded with zeros. Du et al., "LDA-AQU: Adaptive Query-guided Upsampling via
+    Local Deformable Attention", ACM MM 2024.
+
+    Nothing in between is stored: the backward pass keeps the inputs and the offsets alone and
+    computes the rest anew. Not differentiable twice. Normalisation and tanh are in float32 at least,
+    convolutions in the dtype of the query or better; under autocast that is the dtype autocast has
+    for convolutions. While a model is traced or exported to ONNX, the standard operators of the
+    plain backend take the operator's place.
+
+    Args:
+        query: (N, d, Y, X), floating point; d is a multiple of g.
+        depthwise: (d / g, 1, 3, 3).
+        norm_weight: (d / g).
+        norm_bias: (d / g).
+        conv_weight: (2 k², d / g, k_e, k_e), with k_e odd.
+        conv_bias: (2 k²).
+        num_groups: g.
+        offset_range: the largest offset, in output pixels; at least 0.
+        backend: a name in :data:`lda_aqu.ops.BACKENDS`, or "auto" for the best that can run.
+
+    Returns:
+        (N, g, k², 2, Y, X), contiguous: (dy, dx) in output pixels. float32, or float64 if the query
+        is.
+
+    Raises:
+        InputError: unknown backend.
+        RuntimeError: shapes, dtypes or devices do not fit one another, or the backend that was
+            asked for cannot run.
+    """
+    check_backend(backend)
+    if query.dtype != (dtype := dtype_under_autocast(query)):
+        query = query.to(dtype)
+    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    if is_exporting():
+        # Unchecked: sizes are tensors while a graph is traced.
+        return plain.offset_network.forward(query, *parameters, num_groups, offset_range)
+    return _forward(query, *parameters, num_groups, offset_range, backend)
+
+
+def _check(
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+) -> None:
+    """Raise RuntimeError unless the inputs fit the schema. Works on fake tensors."""
+    torch._check(
+        query.dim() == 4 and num_groups > 0 and query.shape[1] % num_groups == 0,
+        lambda: f"expected a 4-d query of {num_groups} groups, got {tuple(query.shape)}",
+    )
+    channels = query.shape[1] // num_groups
+    torch._check(
+        conv_weight.dim() == 4 and conv_weight.shape[2] % 2 == 1,
+        lambda: f"expected an odd convolution, got weights {tuple(conv_weight.shape)}",
+    )
+    outputs, _, kernel_size, _ = conv_weight.shape
+    points = outputs // 2
+    torch._check(
+        outputs == 2 * math.isqrt(points) ** 2 and points % 2 == 1,
+        lambda: f"the convolution needs 2 k² outputs with k odd, got {outputs}",
+    )
+    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    expected = (
+        (channels, 1, 3, 3),
+        (channels,),
+        (channels,),
+        (outputs, channels, kernel_size, kernel_size),
+        (outputs,),
+    )
+    for parameter, shape in zip(parameters, expected, strict=True):
+        torch._check(
+            tuple(parameter.shape) == shape,
+            lambda p=parameter, s=shape: f"expected a parameter {s}, got {tuple(p.shape)}",
+        )
+    for tensor in (query, *parameters):
+        torch._check(
+            tensor.is_floating_point() and tensor.device == query.device,
+            lambda: "expected floating-point tensors on one device",
+        )
+
+
+@torch.library.custom_op("lda_aqu::predict_offsets", mutates_args=())
+def _forward(
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+    backend: str,
+) -> Tensor:
+    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    _check(query, *parameters, num_groups)
+    compute = choose_backend(backend, query.device).offset_network.forward
+    return compute(query, *parameters, num_groups, offset_range)
+
+
+@_forward.register_fake
+def _(
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+    backend: str,
+) -> Tensor:
+    _check(query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias, num_groups)
+    batch, _, height, width = query.shape
+    return query.new_empty(
+        (batch, num_groups, conv_weight.shape[0] // 2, 2, height, width),
+        dtype=torch.promote_types(query.dtype, torch.float32),
+    )
+
+
+@torch.library.custom_op("lda_aqu::predict_offsets_backward", mutates_args=())
+def _backward(
+    grad_offsets: Tensor,
+    offsets: Tensor,
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    compute = choose_backend(backend, query.device).offset_network.backward
+    grads = compute(grad_offsets, offsets, *inputs, num_groups, offset_range)
+    return tuple(laid_out_as(g, t) for g, t in zip(grads, inputs, strict=True))
+
+
+@_backward.register_fake
+def _(
+    grad_offsets: Tensor,
+    offsets: Tensor,
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    return tuple(map(torch.empty_like, inputs))
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.num_groups, ctx.offset_range, ctx.backend = inputs
+    ctx.save_for_backward(output, *tensors)
+
+
+def _autograd(ctx, grad_offsets: Tensor) -> tuple[Tensor | None, ...]:
+    settings = (ctx.num_groups, ctx.offset_range, ctx.backend)
+    return (*_backward(grad_offsets, *ctx.saved_tensors, *settings), None, None, None)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

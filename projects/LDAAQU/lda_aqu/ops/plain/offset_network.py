@@ -1,0 +1,139 @@
+"""The offset network in plain PyTorch.
+
+Shape shorthand:
+    N: batch; d: channels of the query; g: groups; c: channels of a group, d / g
+    Y, X: size; K: points, k²
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..autocast import without_autocast
+
+EPSILON = 1e-5  # of the normalisation
+
+
+def forward(
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+) -> Tensor:
+    """See :func:`lda_aqu.ops.predict_offsets`. Convolves in the dtype of the query."""
+    with without_autocast(query):
+        network = _Network(query, depthwise, conv_weight, num_groups)
+        features = network.features()
+        dtype = features.dtype
+        normalized = F.layer_norm(
+            features, features.shape[-1:], norm_weight.to(dtype), norm_bias.to(dtype), EPSILON
+        )
+        hidden = network.merge_groups(F.gelu(normalized))
+        predicted = F.conv2d(
+            hidden.to(query.dtype),
+            network.conv_weight,
+            conv_bias.to(query.dtype).repeat(num_groups),
+            padding=network.padding,
+            groups=num_groups,
+        )
+        # Half precision has no room for fractions of a pixel.
+        offsets = offset_range * torch.tanh(predicted.to(dtype))
+        shape = (num_groups, conv_weight.shape[0] // 2, 2)
+        return offsets.unflatten(1, shape).contiguous()
+
+
+def backward(
+    grad_offsets: Tensor,
+    offsets: Tensor,
+    query: Tensor,
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the query and the five parameters, in their order."""
+    aten = torch.ops.aten
+    with without_autocast(query):
+        network = _Network(query, depthwise, conv_weight, num_groups)
+        features = network.features()
+        dtype = features.dtype
+        shape, weight, bias = features.shape[-1:], norm_weight.to(dtype), norm_bias.to(dtype)
+        normalized, mean, inverse = torch.native_layer_norm(features, shape, weight, bias, EPSILON)
+        hidden = network.merge_groups(F.gelu(normalized)).to(query.dtype)
+
+        # tanh' is 1 - tanh², and the offsets have tanh; without a range they have no gradient.
+        slope = offset_range - offsets.square() / offset_range if offset_range else 0.0
+        grad_predicted = (grad_offsets * slope).flatten(1, 3).to(query.dtype)
+        grad_hidden, grad_conv_weight, _ = network.convolution_backward(
+            grad_predicted, hidden, network.conv_weight, network.padding, num_groups
+        )
+        grad_conv_bias = grad_predicted.sum((0, 2, 3), dtype=dtype)
+        grad_normalized = aten.gelu_backward(
+            network.split_groups(grad_hidden.to(dtype)), normalized
+        )
+        grad_features, grad_norm_weight, grad_norm_bias = aten.native_layer_norm_backward(
+            grad_normalized, features, shape, mean, inverse, weight, bias, [True] * 3
+        )
+        grad_features = network.merge_groups(grad_features).to(query.dtype)
+        grad_query, grad_depthwise, _ = network.convolution_backward(
+            grad_features, query, network.depthwise, 1, query.shape[1]
+        )
+    return (
+        grad_query,
+        network.sum_groups(grad_depthwise).to(depthwise.dtype),
+        grad_norm_weight.to(norm_weight.dtype),
+        grad_norm_bias.to(norm_bias.dtype),
+        network.sum_groups(grad_conv_weight).to(conv_weight.dtype),
+        network.sum_groups(grad_conv_bias).to(conv_bias.dtype),
+    )
+
+
+class _Network:
+    """The network that the groups share, applied to all of them side by side.
+
+    Channels-last, as the projections leave the query, nothing has to be moved.
+    """
+
+    def __init__(
+        self, query: Tensor, depthwise: Tensor, conv_weight: Tensor, num_groups: int
+    ) -> None:
+        self.query, self.num_groups = query, num_groups
+        self.depthwise = depthwise.to(query.dtype).repeat(num_groups, 1, 1, 1)
+        self.conv_weight = conv_weight.to(query.dtype).repeat(num_groups, 1, 1, 1)
+        self.padding = conv_weight.shape[-1] // 2
+
+    def features(self) -> Tensor:
+        """What is normalised, (N, Y, X, g, c), in float32 at least."""
+        features = F.conv2d(self.query, self.depthwise, padding=1, groups=self.query.shape[1])
+        return self.split_groups(features.to(torch.promote_types(features.dtype, torch.float32)))
+
+    def split_groups(self, x: Tensor) -> Tensor:
+        """(N, d, Y, X) to (N, Y, X, g, c)."""
+        groups = self.num_groups
+        return x.permute(0, 2, 3, 1).unflatten(-1, (groups, x.shape[1] // groups))
+
+    @staticmethod
+    def merge_groups(x: Tensor) -> Tensor:
+        """The way back."""
+        return x.flatten(-2).permute(0, 3, 1, 2)
+
+    def sum_groups(self, grad: Tensor) -> Tensor:
+        """The gradient of a shared parameter, from those of its copies."""
+        return grad.unflatten(0, (self.num_groups, grad.shape[0] // self.num_groups)).sum(0)
+
+    @staticmethod
+    def convolution_backward(
+        grad: Tensor, x: Tensor, weight: Tensor, padding: int, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of a convolution's input and weight, and nothing."""
+        return torch.ops.aten.convolution_backward(
+            *(grad, x, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups),
+            [True, True, False],
+        )

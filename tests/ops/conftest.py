@@ -1,0 +1,29 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from lda_aqu.ops import BACKENDS, cpp
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """Each backend that can run on the CPU."""
+    reason = BACKENDS[request.param].unavailable(torch.device("cpu"))
+    if reason:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def instruction_set(request) -> Iterator[str]:
+    """Kernels of the instruction set that the test is parametrized with, where they can run."""
+    reason = cpp.unavailable(torch.device("cpu"))
+    if reason:
+        pytest.skip(reason)
+    before = cpp.instruction_set()
+    try:
+        cpp.use_instruction_set(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    cpp.use_instruction_set(before)
