@@ -1,4 +1,9 @@
-"""LDA-AQU computed as it was published: every sampled key and value is written to memory."""
+"""LDA-AQU computed as it was published: every sampled key and value is written to memory.
+
+The steps are those of https://github.com/duzw9311/LDA-AQU, mmdet/models/necks/fpn_lau.py.
+"""
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,11 +13,12 @@ from ..upsamplers import LDAAQU
 
 
 class PublishedLDAAQU(LDAAQU):
-    """:class:`LDAAQU` with the same parameters, in plain functions that follow the paper.
+    """:class:`LDAAQU` with the same parameters, in the steps in which it was published.
 
-    All k_u² copies of the keys and values at the output's size are sampled into memory, and then
-    attended to. It is what the time and memory of the project's operator are compared with, and an
-    independent statement of what it must compute.
+    The keys and values of all k_u² points are sampled as one map of k_u times the output's size,
+    laid out anew with the points and channels of each output pixel side by side, and attended to
+    by batched matrix products. It is what the time and memory of the project's operator are
+    compared with, and an independent statement of what it must compute.
     """
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
@@ -24,19 +30,17 @@ class PublishedLDAAQU(LDAAQU):
         query = F.interpolate(query, size, mode="bilinear", align_corners=True)
 
         grid = self._grid(query)
-        keys = self._sample(key, grid).unflatten(1, (self.num_heads, -1))
-        values = self._sample(x, grid).unflatten(1, (self.num_heads, -1))
-        query = query.unflatten(1, (self.num_heads, -1))
+        keys, values = self._sample(key, grid), self._sample(x, grid)
         if self.relative_position_bias_table is not None:
-            # (1, h, 1, K, d/h) to (1, h, d/h, K, 1, 1)
-            bias = self.relative_position_bias_table[:, :, 0].transpose(2, 3)
-            keys = keys + bias[..., None, None]
-        logits = (query[:, :, :, None] * keys).sum(2) * query.shape[2] ** -0.5
-        attention = logits.softmax(2)
-        return (attention[:, :, None] * values).sum(3).flatten(1, 2)
+            keys = keys + self.relative_position_bias_table
+        # (N, h, H'W', 1, d/h)
+        queries = query.unflatten(1, (self.num_heads, -1)).flatten(3).transpose(2, 3).unsqueeze(3)
+        attention = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(3, 4)
+        output = attention.softmax(-1) @ values
+        return output.squeeze(3).transpose(2, 3).reshape(x.shape[0], x.shape[1], *size)
 
     def _grid(self, query: Tensor) -> Tensor:
-        """Sampling positions in [-1, 1] for queries (N, d, H', W'): (N * g, K, H', W', 2)."""
+        """Sampling positions in [-1, 1] for queries (N, d, H', W'): (N * g, k_u H', k_u W', 2)."""
         n, depth, height, width = query.shape
         depthwise, norm, _, predict = self.conv_offset
         hidden = query.reshape(n * self.num_groups, depth // self.num_groups, height, width)
@@ -45,27 +49,36 @@ class PublishedLDAAQU(LDAAQU):
         offsets = F.conv2d(hidden, predict.weight, predict.bias, padding=predict.padding)
         offsets = self.offset_range * offsets.tanh()
 
-        side = int(self.num_points**0.5)
+        side = math.isqrt(self.num_points)
         window = torch.arange(side, device=query.device) - side // 2
-        rows = torch.arange(height, device=query.device)[:, None]
-        columns = torch.arange(width, device=query.device)[None, :]
-        a, b = (t.reshape(-1, 1, 1) for t in torch.meshgrid(window, window, indexing="ij"))
-        dy, dx = offsets.unflatten(1, (self.num_points, 2)).unbind(2)
-        y = (rows + a + dy) * (2 / (height - 1) if height > 1 else 0.0) - 1
-        x = (columns + b + dx) * (2 / (width - 1) if width > 1 else 0.0) - 1
-        return torch.stack((x, y), -1)
+        rows = torch.arange(height, device=query.device)
+        columns = torch.arange(width, device=query.device)
+        # (N * g, k_u, k_u, H', W') each
+        dy, dx = offsets.unflatten(1, (side, side, 2)).unbind(3)
+        y = dy + window[:, None, None, None] + rows[:, None]
+        x = dx + window[:, None, None] + columns
+        y = y * (2 / (height - 1) if height > 1 else 0.0) - 1
+        x = x * (2 / (width - 1) if width > 1 else 0.0) - 1
+        grid = torch.stack((x, y), -1).transpose(2, 3)
+        return grid.reshape(len(offsets), side * height, side * width, 2)
 
     def _sample(self, source: Tensor, grid: Tensor) -> Tensor:
-        """All points of (N, C, H, W): (N, C, K, H', W')."""
+        """All points of (N, C, H, W), as batched products take them: (N, h, H'W', k_u², C / h)."""
         n, channels, height, width = source.shape
         groups = source.reshape(n * self.num_groups, channels // self.num_groups, height, width)
-        sampled = F.grid_sample(groups, grid.flatten(1, 2), align_corners=True)
-        return sampled.reshape(n, channels, *grid.shape[1:4])
+        sampled = F.grid_sample(groups, grid, align_corners=True)
+        side = math.isqrt(self.num_points)
+        # (N * g, C / g, k_u H', k_u W') to (N, H'W', k_u², C)
+        sampled = sampled.unflatten(3, (side, -1)).unflatten(2, (side, -1))
+        sampled = sampled.permute(0, 3, 5, 2, 4, 1).flatten(1, 2).flatten(2, 3)
+        sampled = sampled.unflatten(0, (n, self.num_groups)).movedim(1, 3).flatten(3)
+        return sampled.unflatten(3, (self.num_heads, -1)).movedim(3, 1)
 
 
 def _layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
     """Normalise (N, C, H, W) over C."""
     channels_last = x.permute(0, 2, 3, 1)
-    return F.layer_norm(
+    normalized = F.layer_norm(
         channels_last, norm.normalized_shape, norm.weight, norm.bias, norm.eps
-    ).permute(0, 3, 1, 2)
+    )
+    return normalized.permute(0, 3, 1, 2).contiguous()
