@@ -14,7 +14,7 @@ SHAPES = [
     (1, 1, 4, 3, (2,)),
     (2, 40, 7, 1, (4, 1, 6)),
     (3, 33, 5, 31, (7, 7)),
-    (1, 256, 45, 50, (64, 64)),  # more than a chunk
+    (1, 256, 65, 70, (64, 64)),  # more than a chunk
 ]
 LAYOUTS = ["contiguous", "channels_last", "cut", "transposed"]
 

@@ -35,10 +35,10 @@ def predict_offsets(
     Local Deformable Attention", ACM MM 2024.
 
     Nothing in between is stored: the backward pass keeps the inputs and the offsets alone and
-    computes the rest anew. Not differentiable twice. Normalisation and tanh are in float32 at least,
-    convolutions in the dtype of the query or better; under autocast that is the dtype autocast has
-    for convolutions. While a model is traced or exported to ONNX, the standard operators of the
-    plain backend take the operator's place.
+    computes the rest anew. Not differentiable twice. Normalisation and tanh are in float32 at
+    least, convolutions in the dtype of the query or better; under autocast that is the dtype which
+    autocast has for convolutions. While a model is traced or exported to ONNX, the standard
+    operators of the plain backend take the operator's place.
 
     Args:
         query: (N, d, Y, X), floating point; d is a multiple of g.

@@ -15,7 +15,7 @@ from ..autocast import without_autocast
 from ..plain.normalized_projection import EPSILON
 from .library import DTYPES, fields, in_huge_pages, run
 
-CHUNK = 2**19
+CHUNK = 2**20
 """Elements of the normalised map that exist at once: few enough for a CPU's cache."""
 
 
@@ -67,11 +67,14 @@ def backward(
         scaled = [matrix * weight for matrix in matrices]
         rows = [grad.permute(0, 2, 3, 1).flatten(0, 2).to(dtype) for grad in grads]
         products = [torch.zeros_like(matrix) for matrix in matrices]  # grad times s
-        grad_x = in_huge_pages(torch.empty_like(pixels.map))
+        grad_x, buffer = in_huge_pages(torch.empty_like(pixels.map)), pixels.new_chunk()
         for chunk, normalized in pixels.standardize():
             for row, product in zip(rows, products, strict=True):
                 product.addmm_(row[chunk].T, normalized)
-            grad = sum_of_products([row[chunk] for row in rows], scaled)
+            grad = buffer[: len(normalized)]
+            torch.mm(rows[0][chunk], scaled[0], out=grad)
+            for row, matrix in zip(rows[1:], scaled[1:], strict=True):
+                grad.addmm_(row[chunk], matrix)
             pixels.backward(chunk, normalized, grad, grad_x)
         sums = [row.sum(0) for row in rows]
         triples = list(zip(matrices, products, sums, strict=True))
@@ -86,14 +89,6 @@ def backward(
     )
 
 
-def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """The sum of the products of matrices."""
-    total = left[0] @ right[0]
-    for a, b in zip(left[1:], right[1:], strict=True):
-        total.addmm_(a, b)
-    return total
-
-
 class _Pixels:
     """The pixels of a map, in the order (N, H, W), and the kernels that run over them."""
 
@@ -101,22 +96,26 @@ class _Pixels:
         self.map = x if x.dtype in DTYPES else x.float()
         self.dtype = torch.promote_types(self.map.dtype, torch.float32)
         self.count = x.numel() // x.shape[1]
+        self._step = max(1, CHUNK // x.shape[1])  # pixels of a chunk
         self._inverse = torch.empty(self.count, dtype=self.dtype)
 
     def new_empty(self, channels: int) -> Tensor:
         """(pixels, channels)."""
         return torch.empty((self.count, channels), dtype=self.dtype)
 
+    def new_chunk(self) -> Tensor:
+        """(pixels of a chunk, C)."""
+        size = (min(self._step, self.count), self.map.shape[1])
+        return torch.empty(size, dtype=self.dtype)
+
     def standardize(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the pixels, and each pixel's channels with mean 0 and variance 1.
 
         The tensor is overwritten by the next.
         """
-        channels = self.map.shape[1]
-        step = max(1, CHUNK // channels)
-        buffer = torch.empty((min(step, self.count), channels), dtype=self.dtype)
-        for first in range(0, self.count, step):
-            chunk = slice(first, min(first + step, self.count))
+        buffer = self.new_chunk()
+        for first in range(0, self.count, self._step):
+            chunk = slice(first, min(first + self._step, self.count))
             normalized = buffer[: chunk.stop - first]
             self._run("standardize", chunk, self.map, normalized)
             yield chunk, normalized

@@ -1,5 +1,6 @@
 // Layer normalisation over the channels of each pixel, without weight and bias, from maps of any
 // strides to rows of channels and back. Compiled once for each instruction set; see kernels.cpp.
+#include "arena.h"
 #include "layout.h"
 #include "norm_problem.h"
 
@@ -32,6 +33,8 @@ void standardize(const NormProblem& p) {
     for_runs<S>(p, [&](S* map, int64_t first, int64_t length) {
         T* const rows = static_cast<T*>(p.normalized) + first * p.channels;
         load_pixels(map, p.strides[1], p.strides[3], length, p.channels, rows, p.channels);
+        // Planes are read in pieces that are too short for the processor to foresee the next.
+        if (p.strides[1] != 1) prefetch(map + length * p.strides[3], p.strides[1], p.channels, kRun);
         for (int64_t i = 0; i < length; ++i) {
             T* const row = rows + i * p.channels;
             T mean = 0, square = 0;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kPixels = 16;    // pixels that are normalised at a time; rows have whole ones
 constexpr int64_t kBandRows = 32;  // fixed, as it decides the order of sums
+constexpr int64_t kSummedRows = 2;  // whose gradients of the convolution are summed up at once
 
 // Rows of a map of `channels` channels and their margins, the last `count` of those computed.
 template <typename T>
@@ -102,6 +103,8 @@ struct OffsetKernel {
         if (is_outside(y)) return hidden.clear(y);
         const T* const rows[3] = {query.row(y - 1), query.row(y), query.row(y + 1)};
         const T inverse = 1 / static_cast<T>(channels), epsilon = static_cast<T>(p.epsilon);
+        T* const hidden_row = hidden.row(y);
+        T* const normalized_row = normalized ? normalized->row(y) : nullptr;
         for (int64_t x = 0; x < width; x += kPixels) {
             T mean[kPixels] = {}, deviation[kPixels] = {};
             for (int64_t c = 0; c < channels; ++c) {
@@ -124,9 +127,9 @@ struct OffsetKernel {
                 deviation[i] = 1 / sqrt_of(deviation[i] * inverse + epsilon);
             for (int64_t c = 0; c < channels; ++c) {
                 const T* const z = block + c * kPixels;
-                T* const kept = normalized ? normalized->row(y) + c * normalized->stride + x
-                                           : block + c * kPixels;
-                T* const out = hidden.row(y) + c * hidden.stride + x;
+                T* const kept =
+                    normalized ? normalized_row + c * normalized->stride + x : block + c * kPixels;
+                T* const out = hidden_row + c * hidden.stride + x;
 #pragma omp simd
                 for (int64_t i = 0; i < kPixels; ++i) {
                     kept[i] = z[i] * deviation[i];
@@ -134,7 +137,7 @@ struct OffsetKernel {
                 }
             }
             if (normalized) {
-                T* const kept = normalized->row(y) + channels * normalized->stride + x;
+                T* const kept = normalized_row + channels * normalized->stride + x;
                 for (int64_t i = 0; i < kPixels; ++i) kept[i] = deviation[i];
             }
         }
@@ -247,7 +250,7 @@ struct OffsetBackward : OffsetKernel<T> {
         Ring<T> grad_depthwise;  // of the depthwise convolution's result
         T* block;                // (c, kPixels)
         T* grad_hidden;          // (c, width)
-        const T** rows;          // (c or o, k_e)
+        const T** rows;          // (c or o, k_e), for kSummedRows
         T* lane_sums;            // (parameters(), lanes)
     };
     const int64_t ahead;  // rows that the hidden map is ahead of its gradient
@@ -264,14 +267,14 @@ struct OffsetBackward : OffsetKernel<T> {
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch s;
             s.query = this->take_ring(arena, ahead + 3, channels);
-            s.hidden = this->take_ring(arena, reach + ahead + 1, channels);
+            s.hidden = this->take_ring(arena, reach + ahead + kSummedRows, channels);
             s.normalized = this->take_ring(arena, ahead + 1, channels + 1);
-            s.grad_predicted = this->take_ring(arena, p.kernel_size, p.outputs);
+            s.grad_predicted = this->take_ring(arena, p.kernel_size + kSummedRows - 1, p.outputs);
             s.grad_depthwise = this->take_ring(arena, 3, channels);
             s.block = arena.take<T>(channels * kPixels);
             s.grad_hidden = arena.take<T>(channels * width);
             const int64_t most = channels > p.outputs ? channels : p.outputs;
-            s.rows = arena.take<const T*>(most * p.kernel_size);
+            s.rows = arena.take<const T*>(kSummedRows * most * p.kernel_size);
             s.lane_sums = arena.take<T>(parameters() * lanes);
             if (arena.base) scratch[thread] = s;
         }
@@ -330,7 +333,9 @@ struct OffsetBackward : OffsetKernel<T> {
             if (at + reach >= band.first - 1 - reach) load_grad(band, at + reach, s.grad_predicted);
             if (at < band.first - 1) continue;
             const bool is_own = at >= band.first && at < band.end;
-            if (is_own) add_convolution_sums(at, s);
+            const int64_t waiting = (at - band.first) % kSummedRows + 1;
+            if (is_own && (waiting == kSummedRows || at + 1 == band.end))
+                add_convolution_sums(at + 1 - waiting, waiting, s);
             backward_row(at, is_own, s);
             if (at > band.first) store_grad_query<S>(band, at - 1, s);
         }
@@ -350,13 +355,18 @@ struct OffsetBackward : OffsetKernel<T> {
         }
     }
 
-    void add_convolution_sums(int64_t y, const Scratch& s) const {
-        this->find_rows(s.hidden, y, s.rows);
-        const T* const grads = s.grad_predicted.row(y);
-        correlate<T, kCorrelated>(s.rows, channels * p.kernel_size, p.kernel_size, grads,
-                                  s.grad_predicted.stride, p.outputs, p.width, s.lane_sums);
-        for (int64_t o = 0; o < p.outputs; ++o)
-            add_lanes(grads + o * s.grad_predicted.stride, width, s.lane_sums + (bias_at() + o) * lanes);
+    void add_convolution_sums(int64_t first, int64_t count, const Scratch& s) const {
+        const int64_t stride = s.grad_predicted.stride, num_rows = channels * p.kernel_size;
+        Correlated<T> pairs[kSummedRows];
+        for (int64_t i = 0; i < count; ++i) {
+            const T* const grads = s.grad_predicted.row(first + i);
+            pairs[i] = {s.rows + i * num_rows, grads, stride};
+            this->find_rows(s.hidden, first + i, s.rows + i * num_rows);
+            for (int64_t o = 0; o < p.outputs; ++o)
+                add_lanes(grads + o * stride, width, s.lane_sums + (bias_at() + o) * lanes);
+        }
+        correlate<T, kCorrelated>(pairs, count, num_rows, p.kernel_size, p.outputs, p.width,
+                                  s.lane_sums);
     }
 
     static void add_lanes(const T* values, int64_t count, T* sums) {
@@ -376,11 +386,13 @@ struct OffsetBackward : OffsetKernel<T> {
 
         T* const norm_sums = s.lane_sums + norm_at() * lanes;
         const int64_t stride = s.grad_depthwise.stride;
+        const T* const normalized_row = s.normalized.row(y);
+        T* const out_row = s.grad_depthwise.row(y);
         const T inverse = 1 / static_cast<T>(channels);
         for (int64_t x = 0; x < width; x += kPixels) {
-            const T* const normalized = s.normalized.row(y) + x;
+            const T* const normalized = normalized_row + x;
             const T* const deviation = normalized + channels * s.normalized.stride;
-            T* const out = s.grad_depthwise.row(y) + x;
+            T* const out = out_row + x;
             T mean[kPixels] = {}, moment[kPixels] = {};
             for (int64_t c = 0; c < channels; ++c) {
                 const T weight = this->norm_weight[c], bias = this->norm_bias[c];
@@ -418,8 +430,8 @@ struct OffsetBackward : OffsetKernel<T> {
             const int64_t at = c * s.query.stride - 1;
             const T* const rows[3] = {s.query.row(y - 1) + at, s.query.row(y) + at,
                                       s.query.row(y + 1) + at};
-            correlate<T, 1>(rows, 3, 3, s.grad_depthwise.row(y) + c * stride, stride, 1, p.width,
-                            s.lane_sums + (conv_size() + c * 9) * lanes);
+            const Correlated<T> pair = {rows, s.grad_depthwise.row(y) + c * stride, stride};
+            correlate<T, 1>(&pair, 1, 3, 3, 1, p.width, s.lane_sums + (conv_size() + c * 9) * lanes);
         }
     }
 
@@ -435,6 +447,14 @@ struct OffsetBackward : OffsetKernel<T> {
         const int64_t* stride = p.grad_query_strides;
         S* map = static_cast<S*>(p.grad_query) + band.n * stride[0] +
                  band.group * channels * stride[1] + y * stride[2];
+        // As in `load_query`, channels and pixels change places.
+        if constexpr (std::is_same_v<S, T>)
+            if (stride[1] == 1) {
+                for (int64_t x = 0; x < p.width; x += kPixels)
+                    transpose(result + x, width, channels, min(kPixels, p.width - x),
+                              map + x * stride[3], stride[3]);
+                return;
+            }
         store_pixels(result, width, channels, p.width, map, stride[3], stride[1]);
     }
 
