@@ -189,6 +189,7 @@ struct Kernel {
             for (int64_t b = 0; b < p.kernel_size; ++b, ++i, offset += stride[2]) {
                 T* const y = taps.y + i * kStrip;
                 T* const x = taps.x + i * kStrip;
+                prefetch(offset + stride[4], stride[3], 2, s.width);  // of the strip below
                 load_strip(offset, stride[5], s.width, y);
                 load_strip(offset + stride[3], stride[5], s.width, x);
                 place_point(row_base[s.y + a], row_fraction[s.y + a], column_base + s.x + b,

@@ -59,10 +59,12 @@ struct BackwardKernel : Kernel<T> {
             const Block block = this->block_at(index);
             for (int64_t row = 0; row < block.height; ++row) {
                 load_grad_output<S>(block, row, 0, p.channels, scratch.tile);
-                for (int64_t column = 0; column < block.strips(); ++column)
+                for (int64_t column = 0; column < block.strips(); ++column) {
+                    prefetch_grad_output<S>(block, row + 1, column, 0, p.channels);
                     gather(block.strip(row, column), scratch,
                            scratch.tile + column * kStrip * this->tile_stride(),
                            backward_scratch[thread], bias_sum);
+                }
             }
         }
         if (this->bias) sum_bias();
@@ -102,6 +104,20 @@ struct BackwardKernel : Kernel<T> {
         const S* grad = static_cast<const S*>(p.grad_output) + block.n * stride[0] +
                         first * stride[1] + (block.y + row) * stride[2] + block.x * stride[3];
         load_pixels(grad, stride[1], stride[3], block.width, count, tile, this->tile_stride());
+    }
+
+    // Begins to read what load_grad_output will: a share of the channels for each strip of the row
+    // before it.
+    template <typename S>
+    void prefetch_grad_output(const Block& block, int64_t row, int64_t column, int64_t first,
+                              int64_t count) const {
+        const int64_t* stride = p.output_strides;
+        if (row == block.height || stride[1] == 1) return;
+        const int64_t share = ceil_div(count, block.strips()), begin = min(column * share, count);
+        const S* grad = static_cast<const S*>(p.grad_output) + block.n * stride[0] +
+                        (first + begin) * stride[1] + (block.y + row) * stride[2] +
+                        block.x * stride[3];
+        prefetch(grad, stride[1], min(share, count - begin), block.width);
     }
 
     // The gradients that pixels gather: of their queries, their offsets, their share of the bias'.
@@ -234,6 +250,8 @@ struct BackwardKernel : Kernel<T> {
                     load_grad_output<S>(block, row, segment.begin, length, scratch.tile);
                 for (int64_t column = 0; column < block.strips(); ++column) {
                     const Strip s = block.strip(row, column);
+                    if (is_value)
+                        prefetch_grad_output<S>(block, row + 1, column, segment.begin, length);
                     this->place_taps(s, segment.group, taps);
                     this->weigh_taps(taps, factors + this->strip_index(s) * p.heads * corner,
                                      scratch.tap_weights);
