@@ -214,12 +214,15 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights {self._path!r} are of another architecture: {len(lacking)} of "
                 f"{len(required)} parameters needed do not fit, the first is {first} ({how})"
             )
-        fresh = sorted(upsamplers & absent)
+        fresh = upsamplers & absent
         if fresh:
             logger.info(
-                "%d parameters of the upsamplers are not in %r and keep their initial values",
-                len(fresh),
+                "%d of %d parameters are loaded from %r; the %d of the upsamplers are not there "
+                "and keep their initial values",
+                len(parameters - absent),
+                len(parameters),
                 self._path,
+                len(fresh),
             )
         return incompatible
 
