@@ -10,9 +10,12 @@ from .report import prepare_folder
 from .workload import MEMORY_FORMATS, Setting
 
 
-def add_shared_options(parser: argparse.ArgumentParser, size: str, output: str) -> None:
+def add_shared_options(
+    parser: argparse.ArgumentParser, size: str, output: str, several_sizes: bool = False
+) -> None:
     """Add the options; ``size`` and ``output`` are the defaults of the two that differ."""
-    parser.add_argument("--size", default=size, help=f"of the image, HxW; default {size}")
+    form = "images, HxW,HxW,..." if several_sizes else "image, HxW"
+    parser.add_argument("--size", default=size, help=f"of the {form}; default {size}")
     parser.add_argument(
         "--output", type=Path, default=Path(output), help=f"folder; default {output}"
     )
