@@ -19,7 +19,10 @@ from .implementations import Implementation, parse_implementation
 from .measure import interleaved_times, peak_memory, summarize
 from .model_workload import ModelWorkload, noise_images
 from .published_figures import (
-    PUBLISHED_EXTRA_PARAMETERS,
+    ADDED_TO_FASTER_RCNN,
+    ADDED_TO_PANOPTIC_FPN,
+    FREQFUSION_TABLE,
+    LDA_AQU_PAPER,
     PUBLISHED_PARAMETERS,
     PUBLISHED_RESULTS,
 )
@@ -267,38 +270,48 @@ def published_table(comparisons: Sequence[Comparison]) -> Table | None:
     if BASELINE not in by_label:
         return None
     baseline = by_label[BASELINE]
-    rows = []
-    for label, published in PUBLISHED_PARAMETERS.items():
-        if label in by_label:
-            c = by_label[label]
-            rows.append((label, published, c.published_topology_parameters, c.model.parameters))
-    for label, published in PUBLISHED_EXTRA_PARAMETERS.items():
-        if label in by_label:
-            c = by_label[label]
-            rows.append(
-                (
-                    f"{label} - {BASELINE}",
-                    published,
+    rows = [
+        (
+            BASELINE,
+            PUBLISHED_PARAMETERS,
+            "Faster R-CNN",
+            _shown(baseline.published_topology_parameters),
+            _shown(baseline.model.parameters),
+        )
+    ]
+    for added, model in (
+        (ADDED_TO_FASTER_RCNN, "Faster R-CNN"),
+        (ADDED_TO_PANOPTIC_FPN, "Panoptic FPN"),
+    ):
+        for label, published in added.items():
+            if label in by_label:
+                c = by_label[label]
+                here = (
                     c.published_topology_parameters - baseline.published_topology_parameters,
                     c.model.parameters - baseline.model.parameters,
                 )
-            )
+                rows.append((f"{label} - {BASELINE}", published, model, *map(_shown, here)))
     return Table(
         "Parameters beside those published",
-        ("model", "published", "here, published topology", "here, the config's topology"),
-        [
-            (name, f"{published / 1e6:g} M", *(f"{value / 1e6:.3f} M" for value in here))
-            for name, published, *here in rows
-        ],
+        ("model", "published", "of", "here, published topology", "here, the config's topology"),
+        rows,
         (
-            "published: Faster R-CNN R50, from the paper of LDA-AQU",
-            "the published topology has a P6 of two convolutions, 5.3 M parameters, and four "
-            "upsamplers; Detectron2's has a P6 that is max-pooled, and three",
+            f"published of Faster R-CNN R50: {LDA_AQU_PAPER}; compare with the published topology, "
+            "which has a P6 of two convolutions, 5.3 M parameters, and four upsamplers",
+            f"published of Panoptic FPN R50: {FREQFUSION_TABLE}; compare with Detectron2's "
+            "topology, whose P6 is max-pooled and which has three upsamplers",
             "counted are the parameters that are trained; MMDetection also counts the scales and "
             "shifts of the frozen normalisation after the frozen stages, 0.05 M, which are no "
             "parameters in Detectron2",
+            "A2U's published figure is that of the weights of its convolutions; biases and "
+            "normalisation are 3.2 K more",
         ),
     )
+
+
+def _shown(parameters: int) -> str:
+    """A number of parameters in the units in which papers give it."""
+    return f"{parameters / 1e6:.3f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} K"
 
 
 def plot_comparison(
