@@ -198,58 +198,71 @@ def read_results(texts: Sequence[str], labels: Sequence[str]) -> dict[str, float
     return results
 
 
-def comparison_table(
-    title: str, comparisons: Sequence[Comparison], measured_ap: Mapping[str, float]
-) -> Table:
-    """One row for each upsampler."""
+def comparison_tables(
+    module: str,
+    model: str,
+    comparisons: Sequence[Comparison],
+    measured_ap: Mapping[str, float],
+) -> tuple[Table, Table]:
+    """What the upsamplers cost by themselves, and in a model: one row for each in both tables.
+
+    Args:
+        module: title of the first.
+        model: title of the second.
+        comparisons: the upsamplers.
+        measured_ap: of those with which a model was trained.
+    """
     cited = {result.upsampler: result for result in PUBLISHED_RESULTS}
     sources = dict.fromkeys(cited[c.upsampler].source for c in comparisons if c.upsampler in cited)
-    rows = [
-        (
-            c.upsampler,
-            *(_cells(c.module, 1)),
-            *(_cells(c.model, 1e6)),
-            cited[c.upsampler].box_ap if c.upsampler in cited else None,
-            measured_ap.get(c.upsampler),
-        )
-        for c in comparisons
-    ]
-    incomplete = {
-        f"{c.upsampler}: FLOPs without {', '.join(cost.flops.uncounted)}"
-        for c in comparisons
-        for cost in (c.module, c.model)
-        if not cost.flops.is_complete
-    }
-    columns = ("GFLOPs", "ms", "peak MiB")
-    return Table(
-        title,
-        (
-            "upsampler",
-            "parameters",
-            *columns,
-            "model: parameters (M)",
-            *(f"model: {column}" for column in columns),
-            "box AP, cited",
-            "box AP, measured",
+    columns = ("upsampler", "parameters", "GFLOPs", "ms", "peak MiB")
+    return (
+        Table(
+            module,
+            columns,
+            [(c.upsampler, *_cells(c.module)) for c in comparisons],
+            (
+                "parameters: those that are trained; GFLOPs: 1e9 multiply-adds of a forward pass; "
+                "ms: its median time; peak MiB: memory beyond inputs and weights",
+                *_uncounted({c.upsampler: c.module for c in comparisons}),
+            ),
         ),
-        rows,
-        (
-            "GFLOPs: 1e9 multiply-adds of a forward pass; ms: its median time; peak MiB: memory "
-            "beyond inputs and weights; parameters: those that are trained",
-            f"box AP, cited: of Faster R-CNN R50, 12 epochs, not ours: {'; '.join(sources)}",
-            *sorted(incomplete),
+        Table(
+            model,
+            (*columns, "box AP, cited", "box AP, measured"),
+            [
+                (
+                    c.upsampler,
+                    *_cells(c.model),
+                    cited[c.upsampler].box_ap if c.upsampler in cited else None,
+                    measured_ap.get(c.upsampler),
+                )
+                for c in comparisons
+            ],
+            (
+                f"box AP, cited: of Faster R-CNN R50, 12 epochs, not ours: {'; '.join(sources)}",
+                *_uncounted({c.upsampler: c.model for c in comparisons}),
+            ),
         ),
     )
 
 
-def _cells(cost: Cost, unit: float) -> tuple[float | str | None, ...]:
+def _cells(cost: Cost) -> tuple[int | float | str | None, ...]:
     gflops = cost.flops.total / 1e9
     return (
-        cost.parameters if unit == 1 else f"{cost.parameters / unit:.3f}",
+        cost.parameters,
         gflops if cost.flops.is_complete else f"more than {gflops:.3g}",
         1e3 * cost.seconds["median"],
         None if cost.peak_bytes is None else cost.peak_bytes / MIB,
     )
+
+
+def _uncounted(costs: Mapping[str, Cost]) -> list[str]:
+    """A note for each upsampler some of whose operators' FLOPs are not known."""
+    return [
+        f"{label}: FLOPs without {', '.join(cost.flops.uncounted)}"
+        for label, cost in costs.items()
+        if not cost.flops.is_complete
+    ]
 
 
 def is_published_model(cfg: CfgNode) -> bool:
@@ -333,29 +346,33 @@ def plot_comparison(
         found = [c for c in comparisons if c.upsampler in aps]
         if not found:
             continue
+        areas = [20 + 2000 * c.module.flops.total / most for c in found]
         axes.scatter(
             [c.module.parameters for c in found],
             [aps[c.upsampler] for c in found],
-            [20 + 2000 * c.module.flops.total / most for c in found],
+            areas,
             facecolor=face,
             edgecolor="tab:blue" if face == "none" else face,
             alpha=0.8,
             label=kind,
         )
-        for c in found:
+        for c, area in zip(found, areas, strict=True):
             axes.annotate(
                 names.get(c.upsampler, c.upsampler),
                 (c.module.parameters, aps[c.upsampler]),
-                xytext=(6, 6),
+                xytext=(area**0.5 / 2 + 3, 0),
                 textcoords="offset points",
+                verticalalignment="center",
                 fontsize=8,
             )
+    ticks = {0: "0", 10**3: "1 K", 10**4: "10 K", 10**5: "100 K", 10**6: "1 M", 10**7: "10 M"}
     axes.set_xscale("symlog", linthresh=1000)
-    axes.set_xlim(-200, 10 * max(1000, max(c.module.parameters for c in comparisons)))
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlim(-200, 10 * max(1000, *(c.module.parameters for c in comparisons)))
     axes.margins(y=0.15)
     axes.set_xlabel("parameters of the module")
     axes.set_ylabel("box AP (%)")
-    axes.set_title("area: FLOPs of the module")
+    axes.set_title("Box AP of a detector with each upsampler; area: FLOPs of the module")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper right", markerscale=0.4)
