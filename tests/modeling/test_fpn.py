@@ -206,8 +206,10 @@ def test_model_zoo_checkpoint_loads(tmp_path, caplog, suffix):
     (line,) = [message for message in caplog.messages if "upsamplers" in message]
     assert line == (
         f"{total - len(missing)} of {total} parameters are loaded from {str(path)!r}; the "
-        f"{len(missing)} of the upsamplers are not there and keep their initial values"
+        f"{len(missing)} of the upsamplers backbone.fpn_upsample2, backbone.fpn_upsample3, "
+        "backbone.fpn_upsample4 are not, and keep their initial values"
     )
+    assert "not found in the checkpoint" not in caplog.text
 
 
 def caffe2_name(key: str) -> str:
