@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=FILE",
         help="metrics.json of a model trained with that upsampler, whose last box AP is shown",
     )
-    add_shared_options(parser, "800x1333", "output/comparison")
+    add_shared_options(parser, "800x1333", "output/comparison", repeats=3)
     add_upsampler_option(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config keys, KEY VALUE ..., after all else"
