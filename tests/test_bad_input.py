@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,20 @@ def attempt(action: Callable[[], object]) -> Outcome:
     return "accepted"
 
 
-def report(kind: str, outcomes: Counter) -> None:
-    total = sum(outcomes.values())
+totals: Counter[Outcome] = Counter()
+
+
+def report(kind: str, outcomes: Counter[Outcome]) -> None:
+    """Print the counts of a test in which every case was clean: any other has failed before."""
+    totals.update(outcomes)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    print(f"\n{kind}: {total} cases tried, {total} clean: {counts}")
+    print(f"\n{kind}: {outcomes.total()} cases tried, all clean: {counts}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report_totals() -> Iterator[None]:
+    yield
+    report("in all", Counter(totals))
 
 
 # Configs

@@ -2,7 +2,8 @@
 """Measure time and memory of the upsamplers, or of models that differ in the upsampler alone.
 
 benchmark.py modules [--size 800x1344] [--only NAME ...]
-benchmark.py models --config-file configs/... --baseline configs/... [--parts ...] [KEY VALUE ...]
+benchmark.py models --config-file configs/... --baseline configs/... [--size 320x533,800x1333]
+    [--parts ...] [KEY VALUE ...]
 """
 
 import argparse
@@ -66,7 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
 
     models = commands.add_parser("models", help="whole models and parts of them")
-    add_shared_options(models, "800x1344", "output/benchmark")
+    add_shared_options(models, "800x1344", "output/benchmark", several_sizes=True)
     models.add_argument("--config-file", required=True, help="the model's config")
     models.add_argument("--baseline", required=True, help="the config it is compared with")
     models.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
@@ -118,17 +119,18 @@ def benchmark_models(args: argparse.Namespace) -> int:
     """Measure a model and its baseline."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
-    size = parse_size(args.size)
+    sizes = [parse_size(size) for size in args.size.split(",")]
     setting = apply_shared_options(args)
     machine = describe_machine(setting)
     models = {
         Path(file).stem: ModelWorkload(
-            file, tuple(args.opts), image_size=size, batch_size=args.batch_size, setting=setting
+            file, tuple(args.opts), batch_size=args.batch_size, setting=setting
         )
         for file in (args.baseline, args.config_file)
     }
-    measurements = measure_models(models, args.parts, args.repeats)
-    title = f"Models, {args.batch_size} x {args.size}, {args.memory_format}"
+    measurements = measure_models(models, args.parts, sizes, args.repeats)
+    images = "image" if args.batch_size == 1 else "images"
+    title = f"Models, {args.batch_size} {images}, {args.memory_format}"
     table = model_table(title, measurements)
     print(machine_text(machine), table.text(), sep="\n\n")
     plot_models(args.output / "models.png", measurements)

@@ -18,7 +18,7 @@ from lda_aqu.benchmark.command_line import (
 from lda_aqu.benchmark.comparison import (
     compare,
     compared_upsamplers,
-    comparison_table,
+    comparison_tables,
     is_published_model,
     plot_comparison,
     published_table,
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=FILE",
         help="metrics.json of a model trained with that upsampler, whose last box AP is shown",
     )
-    add_shared_options(parser, "800x1333", "output/comparison")
+    add_shared_options(parser, "800x1333", "output/comparison", repeats=3)
     add_upsampler_option(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config keys, KEY VALUE ..., after all else"
@@ -72,13 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     comparisons = compare(upsamplers, model, finest, args.repeats)
     machine = describe_machine(setting)
-    title = f"Upsamplers at {finest.name} of 256 channels, and {Path(args.config_file).stem}"
-    table = comparison_table(f"{title}, image {args.size}", comparisons, measured_ap)
-    tables = [table]
+    modules, models = comparison_tables(
+        f"Upsamplers by themselves at {finest.name}, 256 channels, of an image of {args.size}",
+        f"{Path(args.config_file).stem} with each, an image of {args.size}",
+        comparisons,
+        measured_ap,
+    )
+    tables = [modules, models]
     if is_published_model(model.config()):
         tables += filter(None, [published_table(comparisons)])
     print(machine_text(machine), *(t.text() for t in tables), sep="\n\n")
-    table.write_csv(args.output / "upsamplers.csv")
+    modules.write_csv(args.output / "upsamplers.csv")
+    models.write_csv(args.output / "upsamplers_in_model.csv")
     plot_comparison(args.output / "upsamplers.png", comparisons, measured_ap)
     data = {"upsamplers": [asdict(comparison) for comparison in comparisons]}
     write_report(args.output, "upsamplers", tables, machine, data)

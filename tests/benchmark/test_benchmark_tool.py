@@ -68,17 +68,20 @@ def test_models(run, tiny_config, tmp_path, capsys):
     baseline.write_text(f'_BASE_: "{tiny_config}"\nMODEL: {{FPN: {{UPSAMPLER: "Nearest"}}}}\n')
     status = run(
         *("benchmark.py", "models", "--config-file", tiny_config, "--baseline", baseline, *TINY),
-        *("--batch-size", 2, "--output", tmp_path / "out", "MODEL.ROI_HEADS.NUM_CLASSES", 3),
+        *("--batch-size", 2, "--size", "32x64,64x96", "--output", tmp_path / "out"),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 3),
     )
     assert status == 0
     rows = json.loads((tmp_path / "out" / "models.json").read_text())["models"]
-    assert [(row["part"], row["model"]) for row in rows] == [
-        (part, model)
+    assert [(row["part"], row["image"], row["model"]) for row in rows] == [
+        (part, size, model)
         for part in ("backbone", "detector", "training")
+        for size in ("32x64", "64x96")
         for model in ("baseline", "tiny")
     ]
     assert {row["relative"] for row in rows if row["model"] == "baseline"} == {1}
-    assert "Models, 2 x 32x64" in capsys.readouterr().out
+    assert all(row["peak_bytes"] > 0 for row in rows if row["part"] == "training")
+    assert "Models, 2 images, contiguous" in capsys.readouterr().out
     assert (tmp_path / "out" / "models.png").exists()
 
 

@@ -15,10 +15,13 @@ def test_a_model_with_each_upsampler(run, tiny_config, tmp_path, capsys):
         *("--results", f"LDAAQU={metrics}"),
     )
     assert status == 0
-    with (output / "upsamplers.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["upsampler"] for row in rows] == list(names)
-    assert [row["parameters"] for row in rows] == ["0", "39410", "19970"]
+    modules, rows = (
+        list(csv.DictReader((output / file).read_text().splitlines()))
+        for file in ("upsamplers.csv", "upsamplers_in_model.csv")
+    )
+    for table in (modules, rows):
+        assert [row["upsampler"] for row in table] == list(names)
+    assert [row["parameters"] for row in modules] == ["0", "39410", "19970"]
     assert [row["box AP, measured"] for row in rows] == ["", "12.25", ""]
     assert [row["box AP, cited"] for row in rows] == ["37.5", "39.2", ""]
 

@@ -3,7 +3,7 @@ from lda_aqu.benchmark.comparison import (
     Comparison,
     Cost,
     compared_upsamplers,
-    comparison_table,
+    comparison_tables,
     is_published_model,
     published_table,
     read_results,
@@ -13,7 +13,11 @@ from lda_aqu.benchmark.comparison import (
 from lda_aqu.benchmark.flops import FlopCount
 from lda_aqu.benchmark.implementations import parse_implementation
 from lda_aqu.benchmark.model_workload import ModelWorkload
-from lda_aqu.benchmark.published_figures import PUBLISHED_RESULTS
+from lda_aqu.benchmark.published_figures import (
+    ADDED_TO_FASTER_RCNN,
+    ADDED_TO_PANOPTIC_FPN,
+    PUBLISHED_RESULTS,
+)
 from lda_aqu.errors import InputError
 from lda_aqu.upsamplers import UPSAMPLER_REGISTRY
 from paths import ROOT
@@ -80,6 +84,23 @@ def test_parameters_of_the_published_model_are_those_published():
     assert counts[1] - counts[0] == 4 * 39_410
 
 
+@pytest.mark.parametrize(
+    "label, number, published",
+    [
+        *((label, 4, text) for label, text in ADDED_TO_FASTER_RCNN.items()),
+        *((label, 3, text) for label, text in ADDED_TO_PANOPTIC_FPN.items()),
+    ],
+)
+def test_parameters_of_the_upsamplers_are_those_published(label, number, published):
+    module = parse_implementation(label).build(256)
+    parameters = trained_parameters(module)
+    if label == "A2U":  # whose published figure is that of its convolutions' weights
+        parameters = sum(p.numel() for p in module.parameters() if p.dim() > 1)
+    value, unit = published.split()
+    digits = len(value.partition(".")[2])
+    assert f"{number * parameters / {'M': 1e6, 'K': 1e3}[unit]:.{digits}f}" == value
+
+
 def cost(parameters: int, **uncounted: int) -> Cost:
     flops = FlopCount({"conv": 2e9}, uncounted)
     return Cost(parameters, flops, {"median": 0.5, "min": 0.4, "max": 0.6}, 2**20)
@@ -88,18 +109,21 @@ def cost(parameters: int, **uncounted: int) -> Cost:
 def test_parameters_stand_beside_those_published():
     comparisons = [
         Comparison("Nearest", cost(0), cost(41_480_000), 46_780_000),
-        Comparison("LDAAQU", cost(39_410), cost(41_598_000), 46_937_640),
+        Comparison("LDAAQU", cost(39_410), cost(41_598_230), 46_937_640),
+        Comparison("A2U", cost(10_790), cost(41_512_370), 46_823_160),
     ]
     table = published_table(comparisons)
     assert list(table.rows) == [
-        ("Nearest", "46.8 M", "46.780 M", "41.480 M"),
-        ("LDAAQU - Nearest", "0.158 M", "0.158 M", "0.118 M"),
+        ("Nearest", "46.8 M", "Faster R-CNN", "46.780 M", "41.480 M"),
+        ("LDAAQU - Nearest", "0.158 M", "Faster R-CNN", "0.158 M", "0.118 M"),
+        ("A2U - Nearest", "29.2 K", "Panoptic FPN", "43.2 K", "32.4 K"),
     ]
     assert published_table(comparisons[1:]) is None
 
 
 def test_flops_that_are_not_all_counted_are_marked():
     comparisons = [Comparison("Mine", cost(5, fft=1), cost(6), 7)]
-    table = comparison_table("", comparisons, {})
-    assert "more than 2" in table.rows[0]
-    assert "Mine: FLOPs without fft" in table.notes
+    module, model = comparison_tables("", "", comparisons, {})
+    assert "more than 2" in module.rows[0] and "more than 2" not in model.rows[0]
+    assert "Mine: FLOPs without fft" in module.notes
+    assert "Mine: FLOPs without fft" not in model.notes

@@ -120,6 +120,7 @@ def flip_a_bit(path) -> None:
     ],
 )
 def test_a_run_resumes_from_the_newest_whole_checkpoint(tmp_path, damage, caplog):
+    caplog.set_level("WARNING", "lda_aqu")
     save_all(tmp_path, 9, 1, 2, 3)  # the first, of another run, is the oldest
     Checkpointer(weight(7), str(tmp_path), resumable=False).save("model_best")
     assert resumed(tmp_path) == 3 and not caplog.messages

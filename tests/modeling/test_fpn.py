@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import pytest
@@ -201,7 +202,48 @@ def test_model_zoo_checkpoint_loads(tmp_path, caplog, suffix):
         assert torch.equal(ours.state_dict()[key], value), key
     missing = set(ours.state_dict()) - set(state)
     assert missing and all(key.startswith("backbone.fpn_upsample") for key in missing)
-    assert f"{len(missing)} parameters of the upsamplers are not in" in caplog.text
+    total = len(dict(ours.named_parameters()))
+    (line,) = [message for message in caplog.messages if "upsamplers" in message]
+    assert line == (
+        f"{total - len(missing)} of {total} parameters are loaded from {str(path)!r}; the "
+        f"{len(missing)} of the upsamplers backbone.fpn_upsample2, backbone.fpn_upsample3, "
+        "backbone.fpn_upsample4 are not, and keep their initial values"
+    )
+    assert "not found in the checkpoint" not in caplog.text
+
+
+def caffe2_name(key: str) -> str:
+    """What the zoo's ImageNet files call a parameter of a ResNet of Detectron2."""
+    for pattern, replacement in (
+        (r"^stem\.conv1\.norm", "res_conv1_bn"),
+        (r"^stem\.", ""),
+        (r"(res\d)\.(\d)\.shortcut", r"\1_\2_branch1"),
+        (r"(res\d)\.(\d)\.conv(\d)", lambda m: f"{m[1]}_{m[2]}_branch2{' abc'[int(m[3])]}"),
+        (r"\.norm", "_bn"),
+        (r"_bn\.weight", "_bn_s"),
+        (r"\.weight", "_w"),
+        (r"\.bias", "_b"),
+    ):
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def test_imagenet_weights_of_the_model_zoo_load(tmp_path):
+    """They are named as in Caffe2: a scale and a shift for each normalisation, no statistics."""
+    opts = ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8]
+    opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
+    source, target = (build(RCNN.format("_lda_aqu"), *opts, seed=seed) for seed in (0, 1))
+    wanted = {}
+    for key, value in source.bottom_up.state_dict().items():
+        if "running" not in key:
+            wanted[key] = torch.randn_like(value)
+    content = {caffe2_name(key): value.numpy() for key, value in wanted.items()}
+    assert {"conv1_w", "res_conv1_bn_s", "res2_0_branch1_w", "res5_2_branch2c_bn_b"} < set(content)
+    content |= {"conv1_w_momentum": content["conv1_w"], "pred_w": torch.zeros(2, 3).numpy()}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    Checkpointer(torch.nn.ModuleDict({"backbone": target})).load(str(tmp_path / "R-50.pkl"))
+    loaded = target.bottom_up.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,16 @@ def test_edge_pixels_are_on_edges_and_apart():
     for index, (x, y) in enumerate(pixels):
         assert min(abs(x - 19.5), abs(x - 89.5), abs(y - 29.5), abs(y - 59.5)) < 2
         for other in pixels[:index]:
-            assert np.hypot(x - other[0], y - other[1]) >= 20
+            assert np.hypot(x - other[0], y - other[1]) >= 16
+
+
+def test_edge_pixels_are_on_edges_near_the_border():
+    image = np.full((80, 120, 3), 50, dtype=np.uint8)
+    for x, y in ((1, 1), (100, 1), (60, 64)):
+        image[y : y + 6, x : x + 6] = 200
+    pixels = np.array(edge_pixels(image))
+    near = np.array([(4, 4), (103, 4), (63, 67)])
+    assert (abs(pixels[:, None] - near).max(2).min(0) < 6).all()
 
 
 def test_pixels_outside_the_image_are_named():

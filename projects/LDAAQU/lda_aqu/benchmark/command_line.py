@@ -10,13 +10,22 @@ from .report import prepare_folder
 from .workload import MEMORY_FORMATS, Setting
 
 
-def add_shared_options(parser: argparse.ArgumentParser, size: str, output: str) -> None:
-    """Add the options; ``size`` and ``output`` are the defaults of the two that differ."""
-    parser.add_argument("--size", default=size, help=f"of the image, HxW; default {size}")
+def add_shared_options(
+    parser: argparse.ArgumentParser,
+    size: str,
+    output: str,
+    repeats: int = 7,
+    several_sizes: bool = False,
+) -> None:
+    """Add the options; ``size``, ``output`` and ``repeats`` are the defaults that differ."""
+    form = "images, HxW,HxW,..." if several_sizes else "image, HxW"
+    parser.add_argument("--size", default=size, help=f"of the {form}; default {size}")
     parser.add_argument(
         "--output", type=Path, default=Path(output), help=f"folder; default {output}"
     )
-    parser.add_argument("--repeats", type=int, default=7, help="measured runs; default 7")
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"measured runs; default {repeats}"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's choice by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     parser.add_argument(

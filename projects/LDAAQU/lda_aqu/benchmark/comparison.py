@@ -19,7 +19,10 @@ from .implementations import Implementation, parse_implementation
 from .measure import interleaved_times, peak_memory, summarize
 from .model_workload import ModelWorkload, noise_images
 from .published_figures import (
-    PUBLISHED_EXTRA_PARAMETERS,
+    ADDED_TO_FASTER_RCNN,
+    ADDED_TO_PANOPTIC_FPN,
+    FREQFUSION_TABLE,
+    LDA_AQU_PAPER,
     PUBLISHED_PARAMETERS,
     PUBLISHED_RESULTS,
 )
@@ -195,58 +198,71 @@ def read_results(texts: Sequence[str], labels: Sequence[str]) -> dict[str, float
     return results
 
 
-def comparison_table(
-    title: str, comparisons: Sequence[Comparison], measured_ap: Mapping[str, float]
-) -> Table:
-    """One row for each upsampler."""
+def comparison_tables(
+    module: str,
+    model: str,
+    comparisons: Sequence[Comparison],
+    measured_ap: Mapping[str, float],
+) -> tuple[Table, Table]:
+    """What the upsamplers cost by themselves, and in a model: one row for each in both tables.
+
+    Args:
+        module: title of the first.
+        model: title of the second.
+        comparisons: the upsamplers.
+        measured_ap: of those with which a model was trained.
+    """
     cited = {result.upsampler: result for result in PUBLISHED_RESULTS}
     sources = dict.fromkeys(cited[c.upsampler].source for c in comparisons if c.upsampler in cited)
-    rows = [
-        (
-            c.upsampler,
-            *(_cells(c.module, 1)),
-            *(_cells(c.model, 1e6)),
-            cited[c.upsampler].box_ap if c.upsampler in cited else None,
-            measured_ap.get(c.upsampler),
-        )
-        for c in comparisons
-    ]
-    incomplete = {
-        f"{c.upsampler}: FLOPs without {', '.join(cost.flops.uncounted)}"
-        for c in comparisons
-        for cost in (c.module, c.model)
-        if not cost.flops.is_complete
-    }
-    columns = ("GFLOPs", "ms", "peak MiB")
-    return Table(
-        title,
-        (
-            "upsampler",
-            "parameters",
-            *columns,
-            "model: parameters (M)",
-            *(f"model: {column}" for column in columns),
-            "box AP, cited",
-            "box AP, measured",
+    columns = ("upsampler", "parameters", "GFLOPs", "ms", "peak MiB")
+    return (
+        Table(
+            module,
+            columns,
+            [(c.upsampler, *_cells(c.module)) for c in comparisons],
+            (
+                "parameters: those that are trained; GFLOPs: 1e9 multiply-adds of a forward pass; "
+                "ms: its median time; peak MiB: memory beyond inputs and weights",
+                *_uncounted({c.upsampler: c.module for c in comparisons}),
+            ),
         ),
-        rows,
-        (
-            "GFLOPs: 1e9 multiply-adds of a forward pass; ms: its median time; peak MiB: memory "
-            "beyond inputs and weights; parameters: those that are trained",
-            f"box AP, cited: of Faster R-CNN R50, 12 epochs, not ours: {'; '.join(sources)}",
-            *sorted(incomplete),
+        Table(
+            model,
+            (*columns, "box AP, cited", "box AP, measured"),
+            [
+                (
+                    c.upsampler,
+                    *_cells(c.model),
+                    cited[c.upsampler].box_ap if c.upsampler in cited else None,
+                    measured_ap.get(c.upsampler),
+                )
+                for c in comparisons
+            ],
+            (
+                f"box AP, cited: of Faster R-CNN R50, 12 epochs, not ours: {'; '.join(sources)}",
+                *_uncounted({c.upsampler: c.model for c in comparisons}),
+            ),
         ),
     )
 
 
-def _cells(cost: Cost, unit: float) -> tuple[float | str | None, ...]:
+def _cells(cost: Cost) -> tuple[int | float | str | None, ...]:
     gflops = cost.flops.total / 1e9
     return (
-        cost.parameters if unit == 1 else f"{cost.parameters / unit:.3f}",
+        cost.parameters,
         gflops if cost.flops.is_complete else f"more than {gflops:.3g}",
         1e3 * cost.seconds["median"],
         None if cost.peak_bytes is None else cost.peak_bytes / MIB,
     )
+
+
+def _uncounted(costs: Mapping[str, Cost]) -> list[str]:
+    """A note for each upsampler some of whose operators' FLOPs are not known."""
+    return [
+        f"{label}: FLOPs without {', '.join(cost.flops.uncounted)}"
+        for label, cost in costs.items()
+        if not cost.flops.is_complete
+    ]
 
 
 def is_published_model(cfg: CfgNode) -> bool:
@@ -267,38 +283,48 @@ def published_table(comparisons: Sequence[Comparison]) -> Table | None:
     if BASELINE not in by_label:
         return None
     baseline = by_label[BASELINE]
-    rows = []
-    for label, published in PUBLISHED_PARAMETERS.items():
-        if label in by_label:
-            c = by_label[label]
-            rows.append((label, published, c.published_topology_parameters, c.model.parameters))
-    for label, published in PUBLISHED_EXTRA_PARAMETERS.items():
-        if label in by_label:
-            c = by_label[label]
-            rows.append(
-                (
-                    f"{label} - {BASELINE}",
-                    published,
+    rows = [
+        (
+            BASELINE,
+            PUBLISHED_PARAMETERS,
+            "Faster R-CNN",
+            _shown(baseline.published_topology_parameters),
+            _shown(baseline.model.parameters),
+        )
+    ]
+    for added, model in (
+        (ADDED_TO_FASTER_RCNN, "Faster R-CNN"),
+        (ADDED_TO_PANOPTIC_FPN, "Panoptic FPN"),
+    ):
+        for label, published in added.items():
+            if label in by_label:
+                c = by_label[label]
+                here = (
                     c.published_topology_parameters - baseline.published_topology_parameters,
                     c.model.parameters - baseline.model.parameters,
                 )
-            )
+                rows.append((f"{label} - {BASELINE}", published, model, *map(_shown, here)))
     return Table(
         "Parameters beside those published",
-        ("model", "published", "here, published topology", "here, the config's topology"),
-        [
-            (name, f"{published / 1e6:g} M", *(f"{value / 1e6:.3f} M" for value in here))
-            for name, published, *here in rows
-        ],
+        ("model", "published", "of", "here, published topology", "here, the config's topology"),
+        rows,
         (
-            "published: Faster R-CNN R50, from the paper of LDA-AQU",
-            "the published topology has a P6 of two convolutions, 5.3 M parameters, and four "
-            "upsamplers; Detectron2's has a P6 that is max-pooled, and three",
+            f"published of Faster R-CNN R50: {LDA_AQU_PAPER}; compare with the published topology, "
+            "which has a P6 of two convolutions, 5.3 M parameters, and four upsamplers",
+            f"published of Panoptic FPN R50: {FREQFUSION_TABLE}; compare with Detectron2's "
+            "topology, whose P6 is max-pooled and which has three upsamplers",
             "counted are the parameters that are trained; MMDetection also counts the scales and "
             "shifts of the frozen normalisation after the frozen stages, 0.05 M, which are no "
             "parameters in Detectron2",
+            "A2U's published figure is that of the weights of its convolutions; biases and "
+            "normalisation are 3.2 K more",
         ),
     )
+
+
+def _shown(parameters: int) -> str:
+    """A number of parameters in the units in which papers give it."""
+    return f"{parameters / 1e6:.3f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} K"
 
 
 def plot_comparison(
@@ -320,29 +346,33 @@ def plot_comparison(
         found = [c for c in comparisons if c.upsampler in aps]
         if not found:
             continue
+        areas = [20 + 2000 * c.module.flops.total / most for c in found]
         axes.scatter(
             [c.module.parameters for c in found],
             [aps[c.upsampler] for c in found],
-            [20 + 2000 * c.module.flops.total / most for c in found],
+            areas,
             facecolor=face,
             edgecolor="tab:blue" if face == "none" else face,
             alpha=0.8,
             label=kind,
         )
-        for c in found:
+        for c, area in zip(found, areas, strict=True):
             axes.annotate(
                 names.get(c.upsampler, c.upsampler),
                 (c.module.parameters, aps[c.upsampler]),
-                xytext=(6, 6),
+                xytext=(area**0.5 / 2 + 3, 0),
                 textcoords="offset points",
+                verticalalignment="center",
                 fontsize=8,
             )
+    ticks = {0: "0", 10**3: "1 K", 10**4: "10 K", 10**5: "100 K", 10**6: "1 M", 10**7: "10 M"}
     axes.set_xscale("symlog", linthresh=1000)
-    axes.set_xlim(-200, 10 * max(1000, max(c.module.parameters for c in comparisons)))
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlim(-200, 10 * max(1000, *(c.module.parameters for c in comparisons)))
     axes.margins(y=0.15)
     axes.set_xlabel("parameters of the module")
     axes.set_ylabel("box AP (%)")
-    axes.set_title("area: FLOPs of the module")
+    axes.set_title("Box AP of a detector with each upsampler; area: FLOPs of the module")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper right", markerscale=0.4)

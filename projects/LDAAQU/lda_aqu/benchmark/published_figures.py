@@ -43,8 +43,21 @@ PUBLISHED_RESULTS = (
     PublishedResult("LDAAQU", "LDA-AQU", 39.2, LDA_AQU_PAPER),
 )
 
-PUBLISHED_PARAMETERS = {"Nearest": 46.8e6}
-"""Of Faster R-CNN, from the paper of LDA-AQU: those that are trained, frozen stages not counted."""
+PUBLISHED_PARAMETERS = "46.8 M"
+"""Of Faster R-CNN with nearest upsampling, from the paper of LDA-AQU."""
 
-PUBLISHED_EXTRA_PARAMETERS = {"LDAAQUStar": 0.04e6, "LDAAQU": 0.158e6}
-"""What an upsampler adds to them, from the same paper."""
+ADDED_TO_FASTER_RCNN = {"LDAAQUStar": "0.04 M", "LDAAQU": "0.158 M"}
+"""What the upsamplers of the published topology, four, add to them, from the same paper."""
+
+ADDED_TO_PANOPTIC_FPN = {
+    "Deconv": "1.8 M",
+    "PixelShuffle": "7.1 M",
+    "CARAFE": "0.2 M",
+    "IndexNet": "6.3 M",
+    "A2U": "29.2 K",
+    "FADE": "0.1 M",
+    "SAPAB": "0.1 M",
+    "DySample:style=pl,num_groups=8,dynamic_scope=true": "6.2 K",
+    "DySample:dynamic_scope=true": "49.2 K",
+}
+"""What three add to Panoptic FPN's, from the table of the FreqFusion repository."""

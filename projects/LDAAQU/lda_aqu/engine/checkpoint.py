@@ -182,13 +182,9 @@ class Checkpointer(DetectionCheckpointer):
         # fvcore lists tensors of another shape apart from missing ones: both keep random values.
         misshapen = {key: (theirs, ours) for key, theirs, ours in incompatible.incorrect_shapes}
         absent = {*incompatible.missing_keys, *misshapen}
-        upsamplers = {
-            f"{name}.{parameter}"
-            for name, module in self.model.named_modules()
-            if isinstance(module, Upsampler)
-            for parameter, _ in module.named_parameters()
-        }
         parameters = {name for name, _ in self.model.named_parameters()}
+        upsamplers = [n for n, m in self.model.named_modules() if isinstance(m, Upsampler)]
+        of_upsamplers = {p for p in parameters if p.startswith(tuple(f"{n}." for n in upsamplers))}
         if self._resuming:
             required = parameters
             lost = sorted(self.checkpointables.keys() - checkpoint.keys())
@@ -197,7 +193,7 @@ class Checkpointer(DetectionCheckpointer):
                     f"{self._path!r} is no checkpoint to resume from: it has no {lost[0]!r}"
                 )
         elif self._complete:
-            required = parameters - upsamplers
+            required = parameters - of_upsamplers
         else:
             backbone = self.model.backbone
             bottom_up = {id(p) for p in getattr(backbone, "bottom_up", backbone).parameters()}
@@ -214,13 +210,19 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights {self._path!r} are of another architecture: {len(lacking)} of "
                 f"{len(required)} parameters needed do not fit, the first is {first} ({how})"
             )
-        fresh = sorted(upsamplers & absent)
+        fresh = of_upsamplers & absent
         if fresh:
             logger.info(
-                "%d parameters of the upsamplers are not in %r and keep their initial values",
-                len(fresh),
+                "%d of %d parameters are loaded from %r; the %d of the upsamplers %s are not, and "
+                "keep their initial values",
+                len(parameters - absent),
+                len(parameters),
                 self._path,
+                len(fresh),
+                ", ".join(n for n in upsamplers if any(p.startswith(f"{n}.") for p in fresh)),
             )
+            # Otherwise fvcore lists them all in a warning.
+            incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in fresh]
         return incompatible
 
 

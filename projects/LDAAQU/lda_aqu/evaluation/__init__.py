@@ -1,7 +1,14 @@
 """Evaluators, and how they are chosen for a dataset."""
 
 from .build import build_evaluator, primary_metric
+from .feature_change import relative_feature_change
 from .panoptic import PanopticEvaluator
 from .sem_seg import SemanticEvaluator
 
-__all__ = ["PanopticEvaluator", "SemanticEvaluator", "build_evaluator", "primary_metric"]
+__all__ = [
+    "PanopticEvaluator",
+    "SemanticEvaluator",
+    "build_evaluator",
+    "primary_metric",
+    "relative_feature_change",
+]

@@ -120,10 +120,10 @@ def check_pixels(pixels: Sequence[tuple[int, int]], file: str, image: np.ndarray
 def edge_pixels(image: np.ndarray) -> list[tuple[int, int]]:
     """``NUM_EDGE_PIXELS`` pixels (x, y) on the strongest edges of an RGB image.
 
-    They are a quarter of the image's shorter side apart, and half of that from its border.
+    They are a fifth of the image's shorter side apart, and a quarter of that from its border.
     """
-    apart = min(image.shape[:2]) // 4
-    margin = apart // 2
+    apart = min(image.shape[:2]) // 5
+    margin = apart // 4
 
     gray = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 2).astype(np.float32)
     strength = np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1))

@@ -1,0 +1,68 @@
+import logging
+import re
+import runpy
+import sys
+
+import lda_aqu.modeling  # noqa: F401  (registers the builders)
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from lda_aqu.engine import load_config
+from paths import ROOT
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path, monkeypatch):
+    """Run the tool with random weights of a Nearest baseline; return its exit status."""
+    logger = logging.getLogger("lda_aqu")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    baseline = tmp_path / "baseline.yaml"
+    baseline.write_text(f'_BASE_: "{tiny_config}"\nMODEL: {{FPN: {{UPSAMPLER: "Nearest"}}}}\n')
+    torch.manual_seed(0)
+    DetectionCheckpointer(build_model(load_config(str(baseline), [])), str(tmp_path)).save("near")
+
+    def run(*args: object) -> int:
+        path = str(ROOT / "tools" / "compare_pyramids.py")
+        options = ("--config-file", tiny_config, "--baseline", baseline, "--limit", 2)
+        weights = ("--weights", tmp_path / "near.pth")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, (*options, *weights, *args))])
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(path, run_name="__main__")
+        return exit_info.value.code
+
+    return run
+
+
+def changes(capsys) -> dict[str, float]:
+    printed = capsys.readouterr().out
+    assert "on 2 images of tiny" in printed
+    return {level: float(x) for level, x in re.findall(r"^(p\d) ([\d.]+)$", printed, re.MULTILINE)}
+
+
+def test_upsamplers_in_the_place_of_nearest(run, capsys):
+    assert not run("MODEL.FPN.UPSAMPLER", "Nearest")
+    assert changes(capsys) == dict.fromkeys(["p2", "p3", "p4", "p5", "p6"], 0)
+    for opts in (("MODEL.FPN.UPSAMPLER", "Bilinear"), ("MODEL.LDA_AQU.INIT", "bilinear"), ()):
+        assert not run(*opts)
+        change = changes(capsys)
+        assert change["p5"] == change["p6"] == 0  # nothing is upsampled before them
+        assert 0 < change["p4"] < 1 and change["p2"] > 0
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--limit", 0], "--limit 0: must be at least 1"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["--weights", "gone.pth"], "gone.pth"),
+        (["--baseline-weights", "gone.pth"], "gone.pth"),
+        (["--baseline", "gone.yaml"], "gone.yaml"),
+        (["MODEL.FPN.OUT_CHANNELS", 32], "of another architecture"),
+    ],
+)
+def test_a_mistake_is_one_line(run, args, message, capsys):
+    assert run(*args) == 2
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
