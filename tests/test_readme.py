@@ -1,6 +1,7 @@
-"""What the README says of the config is what the config is."""
+"""What the README and the pages of docs/ say of configs, files and commands is so."""
 
 import re
+from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -9,6 +10,7 @@ from lda_aqu import UPSAMPLER_REGISTRY
 from lda_aqu.engine import load_config
 from paths import ROOT
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHARED_OPTIONS = ROOT / "projects/LDAAQU/lda_aqu/benchmark/command_line.py"
 
 
@@ -27,38 +29,50 @@ def test_the_table_of_keys_is_complete_and_its_defaults_are_right():
     add_deeplab_config(theirs)
     before = leaves(theirs)
     added = {key: v for key, v in leaves(load_config("", [])).items() if key not in before}
-    rows = re.findall(
-        r"^\| `([A-Z0-9_.]+)` \|.*\| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
-    documented = {key: default.strip("`") for key, default in rows if "." in key}
+    text = "\n".join(page.read_text() for page in PAGES)
+    rows = re.findall(r"^\| `([A-Z0-9_.]+)` \|.*\| (.+) \|$", text, re.MULTILINE)
+    rows = [(key, default.strip("`")) for key, default in rows if "." in key]
+    documented = dict(rows)
+    assert len(documented) == len(rows)  # each is in one place
     assert documented.pop("DATASETS.COCO_FORMAT") == "none"
     assert added.pop("DATASETS.COCO_FORMAT") == {}
     assert documented == {key: str(value) for key, value in added.items()}
 
 
 def test_every_upsampler_is_named():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/upsamplers.md").read_text()
     assert all(f"`{name}`" in text for name in UPSAMPLER_REGISTRY)
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/unification.md"])
-def test_links_lead_somewhere(file):
-    text = (ROOT / file).read_text()
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    assert links
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        else:
-            assert (ROOT / file).parent.joinpath(link).is_file(), link
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-def test_commands_name_files_and_options_that_there_are():
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
+def links(page: Path) -> list[str]:
+    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    return [link for link in found if "://" not in link]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    assert links(page)
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_links_to_every_page():
+    assert {f"docs/{page.name}" for page in PAGES[1:]} <= set(links(PAGES[0]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_files_and_options_that_there_are(page):
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     commands = "\n".join(blocks).replace("\\\n", " ")
-    for path in re.findall(r"(?:configs|tools)/[\w/.-]+\.(?:yaml|py|sh)", commands):
+    for path in re.findall(r"(?:configs|tools|tests)/[\w/.-]+\.(?:yaml|py|sh)", commands):
         if "NAME" not in path:
             assert (ROOT / path).is_file(), path
     for tool, options in re.findall(r"python (tools/\w+\.py)([^\n#]*)", commands):

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 @pytest.fixture
 def own_file(tmp_path, monkeypatch):
-    """The upsampler that the README shows, in a file; it is forgotten after the test."""
+    """The upsampler that docs/upsamplers.md shows, in a file; it is forgotten after the test."""
     monkeypatch.setattr(UPSAMPLER_REGISTRY, "_classes", dict(UPSAMPLER_REGISTRY._classes))
-    section = (ROOT / "README.md").read_text().split("### Your own upsampler")[1]
+    section = (ROOT / "docs/upsamplers.md").read_text().split("\n## Your own upsampler")[1]
     path = tmp_path / "my_upsampler.py"
     path.write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1])
     return path
