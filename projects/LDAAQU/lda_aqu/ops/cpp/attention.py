@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..memory_format import memory_format_of
-from .library import DTYPES, fields, in_huge_pages, new_workspace, run
+from .library import DTYPES, Call, fields, in_huge_pages
 
 
 class Problem(ctypes.Structure):
@@ -43,7 +43,7 @@ def forward(
     )
     if output.numel():
         call.set_tensor("output", output, "output_strides")
-        call.run("forward")
+        call.run("forward", "workspace_size", is_backward=False)
     return output.to(value.dtype)
 
 
@@ -74,14 +74,14 @@ def backward(
         names = ("grad_query", "grad_key", "grad_value", "grad_offsets", "grad_bias")
         for name, grad, stride in zip(names, grads, strides, strict=True):
             call.set_tensor(name, in_huge_pages(grad), stride)
-        call.run("backward")
+        call.run("backward", "workspace_size", is_backward=True)
     else:
         for grad in grads:
             grad.zero_()
     return tuple(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True))
 
 
-class _Call:
+class _Call(Call):
     """The inputs as the kernels read them, and the Problem that describes them."""
 
     def __init__(
@@ -102,7 +102,7 @@ class _Call:
         _, groups, points = offsets.shape[:3]
         if key.shape[2] * key.shape[3] >= 2**31:
             raise RuntimeError(f"maps of 2^31 pixels and more do not fit: {tuple(key.shape)}")
-        self.problem = Problem(
+        problem = Problem(
             batch=batch,
             depth=depth,
             channels=value.shape[1],
@@ -116,7 +116,7 @@ class _Call:
             threads=torch.get_num_threads(),
             output_dtype=DTYPES.index(self.output_dtype),
         )
-        self._tensors: list[Tensor] = []  # whose addresses the problem has
+        super().__init__(problem)
         for name, tensor in (("query", query), ("key", key)):
             self.set_tensor(
                 name, tensor.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -125,16 +125,3 @@ class _Call:
         self.set_tensor("offsets", offsets.to(self.dtype), "offset_strides")
         if position_bias is not None:
             self.set_tensor("bias", position_bias.to(self.dtype).contiguous())
-
-    def set_tensor(self, name: str, tensor: Tensor, strides: str | None = None) -> None:
-        """Enter a tensor's address and, under the name ``strides``, its strides."""
-        self._tensors.append(tensor)
-        setattr(self.problem, name, tensor.data_ptr())
-        if strides is not None:
-            getattr(self.problem, strides)[:] = tensor.stride()
-
-    def run(self, direction: str) -> None:
-        """Call the kernels with a workspace."""
-        is_backward = direction == "backward"
-        self.set_tensor("workspace", new_workspace("workspace_size", self.problem, is_backward))
-        run(direction, self.problem)

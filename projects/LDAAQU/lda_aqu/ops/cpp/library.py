@@ -54,12 +54,27 @@ def run(name: str, problem: ctypes.Structure) -> None:
     function(ctypes.byref(problem))
 
 
-def new_workspace(name: str, problem: ctypes.Structure, is_backward: bool) -> Tensor:
-    """Memory for a call, as much as ``lda_aqu_<name>`` of the library says."""
-    function = getattr(_library(), f"lda_aqu_{name}")
-    function.restype = ctypes.c_int64
-    size = function(ctypes.byref(problem), ctypes.c_int(is_backward))
-    return in_huge_pages(torch.empty(size, dtype=torch.uint8))
+class Call:
+    """What the kernels are told, and the tensors whose addresses they are told."""
+
+    def __init__(self, problem: ctypes.Structure) -> None:
+        self.problem = problem
+        self._tensors: list[Tensor] = []
+
+    def set_tensor(self, name: str, tensor: Tensor, strides: str | None = None) -> None:
+        """Enter a tensor's address and, under the name ``strides``, its strides."""
+        self._tensors.append(tensor)
+        setattr(self.problem, name, tensor.data_ptr())
+        if strides is not None:
+            getattr(self.problem, strides)[:] = tensor.stride()
+
+    def run(self, name: str, workspace_size: str, is_backward: bool) -> None:
+        """Call ``lda_aqu_<name>`` with the memory that ``lda_aqu_<workspace_size>`` asks for."""
+        function = getattr(_library(), f"lda_aqu_{workspace_size}")
+        function.restype = ctypes.c_int64
+        size = function(ctypes.byref(self.problem), ctypes.c_int(is_backward))
+        self.set_tensor("workspace", in_huge_pages(torch.empty(size, dtype=torch.uint8)))
+        run(name, self.problem)
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:
@@ -83,7 +98,7 @@ def _library() -> ctypes.CDLL:
     else:
         raise OSError(
             "the C++ kernels were not built: the package was installed without a C++ compiler "
-            "that has OpenMP (`pip install -v` shows its messages)"
+            "that has OpenMP, as GCC from version 12 on (`pip install -v` shows its messages)"
         )
     library.lda_aqu_instruction_set.restype = ctypes.c_char_p
     library.lda_aqu_use_instruction_set.argtypes = [ctypes.c_char_p]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..plain.offset_network import EPSILON
-from .library import DTYPES, fields, in_huge_pages, new_workspace, run
+from .library import DTYPES, Call, fields, in_huge_pages
 
 
 class OffsetProblem(ctypes.Structure):
@@ -42,8 +42,8 @@ def forward(
     (batch, _, *size), points = query.shape, conv_weight.shape[0] // 2
     offsets = in_huge_pages(torch.empty((batch, num_groups, points, 2, *size), dtype=call.dtype))
     if offsets.numel():
-        call.set_tensors(offsets=offsets)
-        call.run("predict_offsets", is_backward=False)
+        call.set_tensor("offsets", offsets)
+        call.run("predict_offsets", "offset_workspace_size", is_backward=False)
     return offsets
 
 
@@ -65,21 +65,19 @@ def backward(
     grad_query = in_huge_pages(torch.empty_like(call.query))
     grads = [torch.zeros(parameter.shape, dtype=call.dtype) for parameter in parameters]
     if offsets.numel():
-        call.problem.grad_query_strides[:] = grad_query.stride()
-        call.set_tensors(
-            offsets=offsets.to(call.dtype).contiguous(),
-            grad_offsets=grad_offsets.to(call.dtype).contiguous(),
-            grad_query=grad_query,
-            **{f"grad_{name}": grad for name, grad in zip(PARAMETERS, grads, strict=True)},
-        )
-        call.run("predict_offsets_backward", is_backward=True)
+        call.set_tensor("offsets", offsets.to(call.dtype).contiguous())
+        call.set_tensor("grad_offsets", grad_offsets.to(call.dtype).contiguous())
+        call.set_tensor("grad_query", grad_query, "grad_query_strides")
+        for name, grad in zip(PARAMETERS, grads, strict=True):
+            call.set_tensor(f"grad_{name}", grad)
+        call.run("predict_offsets_backward", "offset_workspace_size", is_backward=True)
     return (
         grad_query.to(query.dtype),
         *(g.to(parameter.dtype) for g, parameter in zip(grads, parameters, strict=True)),
     )
 
 
-class _Call:
+class _Call(Call):
     """The inputs as the kernels read them, and the OffsetProblem that describes them."""
 
     def __init__(
@@ -89,7 +87,7 @@ class _Call:
         self.dtype = torch.promote_types(self.query.dtype, torch.float32)
         batch, depth, height, width = query.shape
         conv_weight = parameters[3]
-        self.problem = OffsetProblem(
+        problem = OffsetProblem(
             batch=batch,
             depth=depth,
             groups=num_groups,
@@ -99,23 +97,10 @@ class _Call:
             outputs=conv_weight.shape[0],
             threads=torch.get_num_threads(),
             dtype=DTYPES.index(self.query.dtype),
-            query_strides=self.query.stride(),
             offset_range=offset_range,
             epsilon=EPSILON,
         )
-        self._tensors: list[Tensor] = []  # whose addresses the problem has
-        self.set_tensors(query=self.query)
+        super().__init__(problem)
+        self.set_tensor("query", self.query, "query_strides")
         for name, parameter in zip(PARAMETERS, parameters, strict=True):
-            self.set_tensors(**{name: parameter.to(self.dtype).contiguous()})
-
-    def set_tensors(self, **tensors: Tensor) -> None:
-        """Enter the addresses of tensors."""
-        self._tensors += tensors.values()
-        for name, tensor in tensors.items():
-            setattr(self.problem, name, tensor.data_ptr())
-
-    def run(self, name: str, is_backward: bool) -> None:
-        """Call the kernels with a workspace."""
-        workspace = new_workspace("offset_workspace_size", self.problem, is_backward)
-        self.set_tensors(workspace=workspace)
-        run(name, self.problem)
+            self.set_tensor(name, parameter.to(self.dtype).contiguous())

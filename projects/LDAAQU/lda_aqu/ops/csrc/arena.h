@@ -12,7 +12,7 @@ struct Arena {
 
     template <typename U>
     U* take(int64_t count) {
-        U* piece = reinterpret_cast<U*>(base + used);
+        U* piece = base ? reinterpret_cast<U*>(base + used) : nullptr;
         used += round_up(count * static_cast<int64_t>(sizeof(U)), 64);
         return piece;
     }

@@ -53,9 +53,8 @@ struct Taps {
 template <typename T>
 struct Scratch {
     Taps<T>* taps;   // one for each group
-    T* attention;    // (heads, k², kStrip)
+    T* attention;    // (heads, k², kStrip), for the forward pass
     T* key_dots;     // (segments, 4, k², kStrip): q . key at the taps
-    T* bias_dots;    // (points, kStrip): q . bias
     T* pixel_dots;   // (kStrip, dots of a pixel)
     T* tap_weights;  // (4, k², kStrip)
     T* tile;         // (kBlockColumns, C + kPad): a row of the output, or its gradient, in a block
@@ -65,20 +64,18 @@ template <typename T>
 struct Kernel {
     const Problem& p;
     const int64_t num_points;
-    const int64_t points;  // k², rounded up to what compute_dots takes
     const int64_t corner;  // k² * kStrip, between the corners of a tap
     const T *query, *key, *offsets, *bias;
     const T scale, scale_y, scale_x;  // of the logits, and from output to input pixels
     T *row_base, *row_fraction, *column_base, *column_fraction;  // undeformed positions
     T* zeros;
-    int32_t* bias_rows;  // (points, kStrip): number of the point, or -1 beyond k²
+    int32_t* bias_pixels;  // (k², rounded up to fours, kStrip): number of the point, or -1
     T* value;            // (N, groups, H, W, C / groups)
     Scratch<T>* scratch;
 
     Kernel(const Problem& problem, Arena& arena)
         : p(problem),
           num_points(p.kernel_size * p.kernel_size),
-          points(round_up(num_points, 4)),
           corner(num_points * kStrip),
           query(static_cast<const T*>(p.query)),
           key(static_cast<const T*>(p.key)),
@@ -94,7 +91,7 @@ struct Kernel {
         column_base = arena.take<T>(columns);
         column_fraction = arena.take<T>(columns);
         zeros = arena.take<T>(p.channels > p.depth ? p.channels : p.depth);
-        bias_rows = arena.take<int32_t>(points * kStrip);
+        bias_pixels = arena.take<int32_t>(bias_pixels_size());
         value = arena.take<T>(p.batch * in_pixels() * p.channels);
         scratch = arena.take<Scratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
@@ -110,7 +107,6 @@ struct Kernel {
             }
             s.attention = arena.take<T>(p.heads * corner);
             s.key_dots = arena.take<T>(segments() * 4 * corner);
-            s.bias_dots = arena.take<T>(points * kStrip);
             s.pixel_dots = arena.take<T>(kStrip * pixel_dots_stride());
             s.tap_weights = arena.take<T>(4 * corner);
             s.tile = arena.take<T>(kBlockColumns * tile_stride());
@@ -124,7 +120,8 @@ struct Kernel {
 
     int64_t in_pixels() const { return p.in_height * p.in_width; }
     int64_t segments() const { return p.groups + p.heads - 1; }  // at most
-    int64_t pixel_dots_stride() const { return 4 * points + 4; }
+    int64_t bias_pixels_size() const { return round_up(num_points, 4) * kStrip; }
+    int64_t pixel_dots_stride() const { return 4 * num_points + 4; }
     int64_t tile_stride() const { return p.channels + kPad; }
     int64_t block_rows() const { return ceil_div(p.out_height, kBlockRows); }
     int64_t block_columns() const { return ceil_div(p.out_width, kBlockColumns); }
@@ -144,8 +141,8 @@ struct Kernel {
         fill_positions(p.in_width, p.out_width, round_up(p.out_width, kStrip), column_base,
                        column_fraction);
         for (int64_t c = 0; c < p.channels || c < p.depth; ++c) zeros[c] = 0;
-        for (int64_t i = 0; i < points * kStrip; ++i)
-            bias_rows[i] = i < corner ? static_cast<int32_t>(i / kStrip) : -1;
+        for (int64_t i = 0; i < bias_pixels_size(); ++i)
+            bias_pixels[i] = i < corner ? static_cast<int32_t>(i / kStrip) : -1;
         move_value();
     }
 
@@ -253,6 +250,11 @@ struct Kernel {
         return {value + (n * p.groups + segment.group) * in_pixels() * width + segment.begin % width,
                 width, zeros};
     }
+    // Those of the bias of each point, from this channel of the query on.
+    Rows<const T> bias_rows(int64_t channel) const {
+        const int64_t width = p.depth / p.heads, head = channel / width;
+        return {bias + head * num_points * width + channel % width, width, zeros};
+    }
 
     // tap_weights = (of the points, from `factors`) x (of the corners).
     void weigh_taps(const Taps<T>& taps, const T* factors, T* tap_weights) const {
@@ -262,49 +264,52 @@ struct Kernel {
                 tap_weights[at + i] = factors[i] * taps.weights[at + i];
     }
 
-    // Places the taps of all groups and computes the attention; leaves q . key at the taps.
-    void attend(const Strip& s, const Scratch<T>& scratch) const {
+    // Places the taps of all groups and computes the attention (heads, k², kStrip); leaves q . key at
+    // the taps.
+    void attend(const Strip& s, const Scratch<T>& scratch, T* attention) const {
         for (int64_t group = 0; group < p.groups; ++group) place_taps(s, group, scratch.taps[group]);
         const T* q = query + output_pixel(s) * p.depth;
         const int64_t width = p.depth / p.heads;
         for (int64_t head = 0; head < p.heads; ++head) {
+            T* const logits = attention + head * corner;
             if (bias)
-                compute_strip_dots(s, q + head * width, p.depth,
-                             {bias + head * num_points * width, width, zeros}, bias_rows, points,
-                             width, scratch.pixel_dots, scratch.bias_dots);
-            for (int64_t i = 0; i < corner; ++i)
-                scratch.attention[head * corner + i] = bias ? scratch.bias_dots[i] : 0;
+                compute_strip_dots(s, q + head * width, p.depth, bias_rows(head * width), bias_pixels,
+                                   num_points, width, scratch, logits);
+            else
+                for (int64_t i = 0; i < corner; ++i) logits[i] = 0;
         }
-        add_point_dots(s, q, p.depth, p.depth, false, scratch, scratch.key_dots, scratch.attention);
-        softmax(scratch.attention);
+        add_point_dots(s, q, p.depth, p.depth, false, scratch, scratch.key_dots, attention);
+        softmax(attention);
     }
 
     // dots (count, kStrip) = x . row over `length` channels; x is a row for each pixel of the strip.
     void compute_strip_dots(const Strip& s, const T* x, int64_t x_stride, const Rows<const T>& rows,
-                      const int32_t* pixels, int64_t count, int64_t length, T* pixel_dots,
-                      T* dots) const {
+                            const int32_t* pixels, int64_t count, int64_t length,
+                            const Scratch<T>& scratch, T* dots) const {
         const int64_t stride = pixel_dots_stride();
         for (int64_t i = 0; i < s.width; ++i)
             compute_dots<T>(x + i * x_stride, rows, pixels + i, count, length,
-                            pixel_dots + i * stride);
-        transpose(pixel_dots, stride, s.width, count, dots, kStrip);
+                            scratch.pixel_dots + i * stride);
+        transpose(scratch.pixel_dots, stride, s.width, count, dots, kStrip);
     }
 
-    // dots (segments, 4, k², kStrip) = x . value, or key, at each tap; into (heads, k², kStrip) += those,
-    // interpolated.
+    // dots (segments, 4, k², kStrip) = x . value, or key, at each tap; into (heads, k², kStrip) +=
+    // those, interpolated.
     void add_point_dots(const Strip& s, const T* x, int64_t x_stride, int64_t channels,
                         bool is_value, const Scratch<T>& scratch, T* dots, T* into) const {
         for (int64_t at = 0; at < channels; dots += 4 * corner) {
             const Segment segment = segment_at(at, channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            compute_strip_dots(s, x + at, x_stride, is_value ? value_rows(s.n, segment) : key_rows(s.n, segment),
-                         taps.pixel, 4 * num_points, segment.length(), scratch.pixel_dots, dots);
+            const Rows<const T> rows = is_value ? value_rows(s.n, segment) : key_rows(s.n, segment);
+            compute_strip_dots(s, x + at, x_stride, rows, taps.pixel, 4 * num_points,
+                               segment.length(), scratch, dots);
             T* const sums = into + segment.head * corner;
 #pragma omp simd
             for (int64_t i = 0; i < corner; ++i)
-                sums[i] += (taps.weights[i] * dots[i] + taps.weights[corner + i] * dots[corner + i]) +
-                           (taps.weights[2 * corner + i] * dots[2 * corner + i] +
-                            taps.weights[3 * corner + i] * dots[3 * corner + i]);
+                sums[i] +=
+                    (taps.weights[i] * dots[i] + taps.weights[corner + i] * dots[corner + i]) +
+                    (taps.weights[2 * corner + i] * dots[2 * corner + i] +
+                     taps.weights[3 * corner + i] * dots[3 * corner + i]);
             at = segment.end;
         }
     }

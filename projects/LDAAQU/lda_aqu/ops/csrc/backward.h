@@ -10,7 +10,6 @@ constexpr int64_t kChunk = 128;  // channels that one unit of the scatter handle
 // What a thread works with beyond Scratch.
 template <typename T>
 struct BackwardScratch {
-    T* grad_logits;   // (heads, k², kStrip)
     T* value_dots;    // (segments, 4, k², kStrip): grad . value at the taps
     T* grad_offsets;  // (2, k², kStrip)
 };
@@ -22,10 +21,18 @@ struct BackwardKernel : Kernel<T> {
     using Base::num_points;
     using Base::p;
 
+    // What one thread scatters: some channels of the value, or of the key.
+    struct Unit {
+        Segment segment;
+        bool is_value;
+    };
+
     T *attention, *grad_logits;  // (strips, heads, k², kStrip)
     T* bias_sums;                // (blocks, heads, k², d / heads)
     T* chunk_sums;               // (threads, H * W + 1, chunk); the last row takes what is outside
-    int64_t chunk;               // channels of a unit of the scatter
+    int64_t chunk;               // channels of a unit of the scatter, at most
+    Unit* units;                 // of each image
+    int64_t num_units = 0;
     BackwardScratch<T>* backward_scratch;
 
     BackwardKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {
@@ -34,14 +41,26 @@ struct BackwardKernel : Kernel<T> {
         bias_sums = arena.take<T>(this->bias ? this->blocks() * num_points * p.depth : 0);
         chunk = kChunk;
         while (chunk > 16 && p.batch * (p.channels + p.depth) / chunk < 2 * p.threads) chunk /= 2;
+        units = arena.take<Unit>(p.channels + p.depth);
+        if (arena.base) {
+            add_units(p.channels, true);
+            add_units(p.depth, false);
+        }
         chunk_sums = arena.take<T>(p.threads * chunk_sums_size());
         backward_scratch = arena.take<BackwardScratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             BackwardScratch<T> s;
-            s.grad_logits = arena.take<T>(p.heads * corner);
             s.value_dots = arena.take<T>(this->segments() * 4 * corner);
             s.grad_offsets = arena.take<T>(2 * corner);
             if (arena.base) backward_scratch[thread] = s;
+        }
+    }
+
+    void add_units(int64_t channels, bool is_value) {
+        for (int64_t at = 0; at < channels; at = units[num_units++].segment.end) {
+            Segment segment = segment_at(at, channels, p);
+            segment.end = min(segment.end, at + chunk);
+            units[num_units] = {segment, is_value};
         }
     }
 
@@ -69,31 +88,9 @@ struct BackwardKernel : Kernel<T> {
         }
         if (this->bias) sum_bias();
 
-        int64_t value_chunks = 0, key_chunks = 0;
-        for_chunks(p.channels, [&](const Segment&) { ++value_chunks; });
-        for_chunks(p.depth, [&](const Segment&) { ++key_chunks; });
-        const int64_t value_units = p.batch * value_chunks;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(dynamic)
-        for (int64_t unit = 0; unit < value_units + p.batch * key_chunks; ++unit) {
-            const bool is_value = unit < value_units;
-            const int64_t chunks = is_value ? value_chunks : key_chunks;
-            const int64_t rank = is_value ? unit : unit - value_units;
-            int64_t countdown = rank % chunks;
-            for_chunks(is_value ? p.channels : p.depth, [&](const Segment& segment) {
-                if (countdown-- == 0) scatter_chunk<S>(rank / chunks, segment, is_value);
-            });
-        }
-    }
-
-    // Calls visit(segment) for each piece of at most `chunk` channels.
-    template <typename F>
-    void for_chunks(int64_t channels, F visit) const {
-        for (int64_t at = 0; at < channels;) {
-            Segment segment = segment_at(at, channels, p);
-            segment.end = min(segment.end, at + chunk);
-            visit(segment);
-            at = segment.end;
-        }
+        for (int64_t index = 0; index < p.batch * num_units; ++index)
+            scatter_unit<S>(index / num_units, units[index % num_units]);
     }
 
     // Channels [first, first + count) of the output's gradient at a row of a block.
@@ -123,15 +120,23 @@ struct BackwardKernel : Kernel<T> {
     // The gradients that pixels gather: of their queries, their offsets, their share of the bias'.
     void gather(const Strip& s, const Scratch<T>& scratch, const T* grad,
                 const BackwardScratch<T>& b, T* bias_sum) const {
-        this->attend(s, scratch);
-        for (int64_t i = 0; i < p.heads * corner; ++i) b.grad_logits[i] = 0;
-        this->add_point_dots(s, grad, this->tile_stride(), p.channels, true, scratch, b.value_dots,
-                             b.grad_logits);
-
         const int64_t kept = this->strip_index(s) * p.heads * corner;
-        for (int64_t head = 0; head < p.heads; ++head) {
-            const T* const a = scratch.attention + head * corner;
-            T* const g = b.grad_logits + head * corner;
+        T *const a = attention + kept, *const g = grad_logits + kept;
+        this->attend(s, scratch, a);
+        for (int64_t i = 0; i < p.heads * corner; ++i) g[i] = 0;
+        this->add_point_dots(s, grad, this->tile_stride(), p.channels, true, scratch, b.value_dots,
+                             g);
+        softmax_backward(a, g);
+        for (int64_t group = 0; group < p.groups; ++group)
+            store_grad_offsets(s, group, a, g, scratch, b);
+        const T* const q = this->query + this->output_pixel(s) * p.depth;
+        store_grad_query(s, q, g, scratch);
+        if (this->bias) add_bias_sum(s, q, g, bias_sum);
+    }
+
+    // From the gradient g of the attention a to that of the logits, before they are scaled.
+    void softmax_backward(const T* a, T* g) const {
+        for (int64_t head = 0; head < p.heads; ++head, a += corner, g += corner) {
             T mean[kStrip] = {};
             for (int64_t at = 0; at < corner; at += kStrip)
 #pragma omp simd
@@ -141,19 +146,13 @@ struct BackwardKernel : Kernel<T> {
                 for (int64_t i = 0; i < kStrip; ++i)
                     g[at + i] = a[at + i] * (g[at + i] - mean[i]) * this->scale;
         }
-        memcpy(attention + kept, scratch.attention, p.heads * corner * sizeof(T));
-        memcpy(grad_logits + kept, b.grad_logits, p.heads * corner * sizeof(T));
-        for (int64_t group = 0; group < p.groups; ++group) store_grad_offsets(s, group, scratch, b);
-        const T* const q = this->query + this->output_pixel(s) * p.depth;
-        store_grad_query(s, q, scratch, b);
-        if (this->bias) add_bias_sum(s, q, b, bias_sum);
     }
 
-    void store_grad_offsets(const Strip& s, int64_t group, const Scratch<T>& scratch,
-                            const BackwardScratch<T>& b) const {
+    void store_grad_offsets(const Strip& s, int64_t group, const T* a, const T* g,
+                            const Scratch<T>& scratch, const BackwardScratch<T>& b) const {
         for (int64_t i = 0; i < 2 * corner; ++i) b.grad_offsets[i] = 0;
-        add_grad_offsets(group, p.depth, scratch.key_dots, b.grad_logits, scratch.taps[group], b);
-        add_grad_offsets(group, p.channels, b.value_dots, scratch.attention, scratch.taps[group], b);
+        add_grad_offsets(group, p.depth, scratch.key_dots, g, scratch.taps[group], b);
+        add_grad_offsets(group, p.channels, b.value_dots, a, scratch.taps[group], b);
         const int64_t* stride = p.grad_offset_strides;
         T* grad = static_cast<T*>(p.grad_offsets) + s.n * stride[0] + group * stride[1] +
                   s.y * stride[4] + s.x * stride[5];
@@ -186,36 +185,34 @@ struct BackwardKernel : Kernel<T> {
         }
     }
 
-    void store_grad_query(const Strip& s, const T* q, const Scratch<T>& scratch,
-                          const BackwardScratch<T>& b) const {
+    void store_grad_query(const Strip& s, const T* q, const T* g, const Scratch<T>& scratch) const {
         T* grad_query = static_cast<T*>(p.grad_query) + (q - this->query);
-        const int64_t width = p.depth / p.heads;
         for (int64_t at = 0; at < p.depth;) {
             const Segment segment = segment_at(at, p.depth, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            const T* const factor = b.grad_logits + segment.head * corner;
+            const T* const factor = g + segment.head * corner;
             const Rows<const T> rows = this->key_rows(s.n, segment);
-            const Rows<const T> bias{
-                this->bias + segment.head * num_points * width + at % width, width, this->zeros};
             this->weigh_taps(taps, factor, scratch.tap_weights);
-            for (int64_t i = 0; i < s.width; ++i) {
-                T* const grad = grad_query + i * p.depth + at;
+            for (int64_t i = 0; i < s.width; ++i)
                 weighted_sum<T, false>(scratch.tap_weights + i, rows, taps.pixel + i,
-                                       4 * num_points, segment.length(), grad);
-                if (this->bias)
-                    weighted_sum<T, true>(factor + i, bias, this->bias_rows, num_points,
-                                          segment.length(), grad);
+                                       4 * num_points, segment.length(),
+                                       grad_query + i * p.depth + at);
+            if (this->bias) {
+                const Rows<const T> bias = this->bias_rows(at);
+                for (int64_t i = 0; i < s.width; ++i)
+                    weighted_sum<T, true>(factor + i, bias, this->bias_pixels + i, num_points,
+                                          segment.length(), grad_query + i * p.depth + at);
             }
             at = segment.end;
         }
     }
 
     // bias_sum (heads, k², d / heads) += the gradients of the logits x the queries of the strip.
-    void add_bias_sum(const Strip& s, const T* q, const BackwardScratch<T>& b, T* bias_sum) const {
+    void add_bias_sum(const Strip& s, const T* q, const T* g, T* bias_sum) const {
         const int64_t width = p.depth / p.heads;
         for (int64_t head = 0; head < p.heads; ++head)
             for (int64_t n = 0; n < num_points; ++n) {
-                const T* const factor = b.grad_logits + head * corner + n * kStrip;
+                const T* const factor = g + head * corner + n * kStrip;
                 T* const sums = bias_sum + (head * num_points + n) * width;
                 for (int64_t i = 0; i < s.width; ++i) {
                     const T* const row = q + i * p.depth + head * width;
@@ -234,7 +231,8 @@ struct BackwardKernel : Kernel<T> {
 
     // All that the pixels of image n pass on to these channels of the value, or of the key.
     template <typename S>
-    void scatter_chunk(int64_t n, const Segment& segment, bool is_value) const {
+    void scatter_unit(int64_t n, const Unit& unit) const {
+        const auto& [segment, is_value] = unit;
         const int64_t length = segment.length();
         const Scratch<T>& scratch = this->scratch[omp_get_thread_num()];
         const Taps<T>& taps = scratch.taps[segment.group];

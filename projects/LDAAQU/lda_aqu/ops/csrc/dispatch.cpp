@@ -1,4 +1,6 @@
-// The C interface: chooses, once, the kernels of the widest instruction set that this CPU has.
+// The C interface: chooses, when it is loaded, the kernels of the widest instruction set of this CPU.
+#include <cstring>
+
 #include "norm_problem.h"
 #include "offset_problem.h"
 #include "problem.h"
@@ -65,35 +67,28 @@ bool runs_here(const char* name) {
     return true;
 }
 
-const Kernels* chosen = nullptr;
-
-const Kernels& choice() {
-    if (!chosen)
-        for (const Kernels& candidate : kernels)
-            if (runs_here(candidate.name)) {
-                chosen = &candidate;
-                break;
-            }
-    return *chosen;
+const Kernels* widest() {
+    const Kernels* candidate = kernels;
+    while (!runs_here(candidate->name)) ++candidate;
+    return candidate;
 }
+
+const Kernels* chosen = widest();
 
 }  // namespace
 
 extern "C" {
 
 // Name of the instruction set in use.
-const char* lda_aqu_instruction_set() { return choice().name; }
+const char* lda_aqu_instruction_set() { return chosen->name; }
 
 // Use the kernels of that name from now on: 0, or -1 if there are none or the CPU cannot run them.
 int lda_aqu_use_instruction_set(const char* name) {
-    for (const Kernels& candidate : kernels) {
-        const char *a = candidate.name, *b = name;
-        while (*a && *a == *b) ++a, ++b;
-        if (*a == *b && runs_here(candidate.name)) {
+    for (const Kernels& candidate : kernels)
+        if (strcmp(candidate.name, name) == 0 && runs_here(candidate.name)) {
             chosen = &candidate;
             return 0;
         }
-    }
     return -1;
 }
 
@@ -111,26 +106,26 @@ void lda_aqu_advise_huge_pages(void* memory, int64_t size) {
 
 // Bytes of workspace that a call needs.
 int64_t lda_aqu_workspace_size(const Problem* problem, int is_backward) {
-    return choice().workspace_size(*problem, is_backward != 0);
+    return chosen->workspace_size(*problem, is_backward != 0);
 }
 
-void lda_aqu_forward(const Problem* problem) { choice().forward(*problem); }
+void lda_aqu_forward(const Problem* problem) { chosen->forward(*problem); }
 
-void lda_aqu_backward(const Problem* problem) { choice().backward(*problem); }
+void lda_aqu_backward(const Problem* problem) { chosen->backward(*problem); }
 
 int64_t lda_aqu_offset_workspace_size(const OffsetProblem* problem, int is_backward) {
-    return choice().offset_workspace_size(*problem, is_backward != 0);
+    return chosen->offset_workspace_size(*problem, is_backward != 0);
 }
 
-void lda_aqu_predict_offsets(const OffsetProblem* problem) { choice().predict_offsets(*problem); }
+void lda_aqu_predict_offsets(const OffsetProblem* problem) { chosen->predict_offsets(*problem); }
 
 void lda_aqu_predict_offsets_backward(const OffsetProblem* problem) {
-    choice().predict_offsets_backward(*problem);
+    chosen->predict_offsets_backward(*problem);
 }
 
-void lda_aqu_standardize(const NormProblem* problem) { choice().standardize(*problem); }
+void lda_aqu_standardize(const NormProblem* problem) { chosen->standardize(*problem); }
 
 void lda_aqu_standardize_backward(const NormProblem* problem) {
-    choice().standardize_backward(*problem);
+    chosen->standardize_backward(*problem);
 }
 }

@@ -8,6 +8,7 @@ namespace {
 template <typename T>
 struct ForwardKernel : Kernel<T> {
     using Base = Kernel<T>;
+    using Base::corner;
     using Base::num_points;
     using Base::p;
 
@@ -23,7 +24,7 @@ struct ForwardKernel : Kernel<T> {
             for (int64_t row = 0; row < block.height; ++row) {
                 for (int64_t column = 0; column < block.strips(); ++column) {
                     const Strip s = block.strip(row, column);
-                    this->attend(s, scratch);
+                    this->attend(s, scratch, scratch.attention);
                     sum_values(s, scratch, scratch.tile + column * kStrip * this->tile_stride());
                 }
                 S* out = static_cast<S*>(p.output) + block.n * stride[0] +
@@ -39,7 +40,7 @@ struct ForwardKernel : Kernel<T> {
             const Segment segment = segment_at(at, p.channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
             const Rows<const T> rows = this->value_rows(s.n, segment);
-            this->weigh_taps(taps, scratch.attention + segment.head * num_points * kStrip,
+            this->weigh_taps(taps, scratch.attention + segment.head * corner,
                              scratch.tap_weights);
             for (int64_t i = 0; i < s.width; ++i)
                 weighted_sum<T, false>(scratch.tap_weights + i, rows, taps.pixel + i,

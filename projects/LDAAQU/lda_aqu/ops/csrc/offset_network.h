@@ -34,6 +34,9 @@ struct Ring {
         T* const target = row(y) - margin;
         for (int64_t i = 0; i < channels * stride; ++i) target[i] = 0;
     }
+    void clear() const {
+        for (int64_t y = 0; y < count; ++y) clear(y);
+    }
     int64_t size() const { return count * channels * stride; }
 };
 
@@ -202,8 +205,8 @@ struct OffsetForward : OffsetKernel<T> {
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
         {
             const Scratch& s = scratch[omp_get_thread_num()];
-            for (const Ring<T>* ring : {&s.query, &s.hidden})
-                for (int64_t i = 0; i < ring->count; ++i) ring->clear(i);
+            s.query.clear();
+            s.hidden.clear();
 #pragma omp for schedule(dynamic)
             for (int64_t index = 0; index < this->bands(); ++index) {
                 const Band band = this->band_at(index);
@@ -293,9 +296,11 @@ struct OffsetBackward : OffsetKernel<T> {
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
         {
             const Scratch& s = scratch[omp_get_thread_num()];
-            for (const Ring<T>* ring :
-                 {&s.query, &s.hidden, &s.normalized, &s.grad_predicted, &s.grad_depthwise})
-                for (int64_t i = 0; i < ring->count; ++i) ring->clear(i);
+            s.query.clear();
+            s.hidden.clear();
+            s.normalized.clear();
+            s.grad_predicted.clear();
+            s.grad_depthwise.clear();
 #pragma omp for schedule(dynamic)
             for (int64_t index = 0; index < this->bands(); ++index) {
                 for (int64_t i = 0; i < parameters() * lanes; ++i) s.lane_sums[i] = 0;

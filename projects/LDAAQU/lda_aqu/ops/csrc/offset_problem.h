@@ -1,4 +1,5 @@
-// What the kernels of the offset network are given. Mirrored by OffsetProblem in ../cpp/offset_network.py.
+// What the kernels of the offset network are given. Mirrored by OffsetProblem in
+// ../cpp/offset_network.py.
 #pragma once
 #include "problem.h"
 

@@ -95,9 +95,11 @@ struct Rows {
     T* at(int32_t pixel) const { return pixel < 0 ? outside : base + pixel * stride; }
 };
 
-// The lists of pixels, and of their weights, of one pixel of a strip: entries are kStrip apart.
+// In what follows, the entries of lists of pixels and of weights are kStrip apart: they are those of
+// one pixel of a strip.
 
-// dots[i] = x . row i over `length` channels, kUnroll vectors at a time; `count` is a multiple of 4.
+// dots[i] = x . row i over `length` channels, kUnroll vectors at a time. Rows are taken in fours:
+// up to three pixels are read, and dots written, beyond `count`.
 template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
 inline void compute_dots(const T* x, const Rows<const T>& rows, const int32_t* pixels, int64_t count,
                      int64_t length, T* dots, int64_t at = 0) {
