@@ -18,7 +18,7 @@ class Problem(ctypes.Structure):
         *fields(ctypes.c_int64, "batch depth channels heads groups kernel_size"),
         *fields(ctypes.c_int64, "in_height in_width out_height out_width threads output_dtype"),
         *fields(ctypes.c_int64 * 6, "offset_strides grad_offset_strides"),
-        *fields(ctypes.c_int64 * 4, "value_strides output_strides grad_value_strides"),
+        *fields(ctypes.c_int64 * 4, "key_strides value_strides output_strides grad_value_strides"),
         *fields(ctypes.c_void_p, "query key value offsets bias output grad_output"),
         *fields(ctypes.c_void_p, "grad_query grad_key grad_value grad_offsets grad_bias workspace"),
     )
@@ -117,10 +117,9 @@ class _Call(Call):
             output_dtype=DTYPES.index(self.output_dtype),
         )
         super().__init__(problem)
-        for name, tensor in (("query", query), ("key", key)):
-            self.set_tensor(
-                name, tensor.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            )
+        query = query.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        self.set_tensor("query", query)
+        self.set_tensor("key", key.to(self.dtype), "key_strides")
         self.set_tensor("value", value.to(self.dtype), "value_strides")
         self.set_tensor("offsets", offsets.to(self.dtype), "offset_strides")
         if position_bias is not None:

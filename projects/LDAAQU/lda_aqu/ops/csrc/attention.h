@@ -49,6 +49,14 @@ struct Taps {
     int32_t* pixel;  // (4, k², kStrip): pixel of the input, or -1 outside it
 };
 
+// A map (N, groups, H, W, C / groups): the groups apart, so that rows of channels lie close together
+// and use all sets of the cache.
+template <typename T>
+struct GroupedMap {
+    T* data;
+    int64_t channels;
+};
+
 // What one thread works with. Lanes of a strip beyond its width hold what is never used.
 template <typename T>
 struct Scratch {
@@ -65,12 +73,12 @@ struct Kernel {
     const Problem& p;
     const int64_t num_points;
     const int64_t corner;  // k² * kStrip, between the corners of a tap
-    const T *query, *key, *offsets, *bias;
+    const T *query, *offsets, *bias;
     const T scale, scale_y, scale_x;  // of the logits, and from output to input pixels
     T *row_base, *row_fraction, *column_base, *column_fraction;  // undeformed positions
     T* zeros;
     int32_t* bias_pixels;  // (k², rounded up to fours, kStrip): number of the point, or -1
-    T* value;            // (N, groups, H, W, C / groups)
+    GroupedMap<T> key, value;
     Scratch<T>* scratch;
 
     Kernel(const Problem& problem, Arena& arena)
@@ -78,7 +86,6 @@ struct Kernel {
           num_points(p.kernel_size * p.kernel_size),
           corner(num_points * kStrip),
           query(static_cast<const T*>(p.query)),
-          key(static_cast<const T*>(p.key)),
           offsets(static_cast<const T*>(p.offsets)),
           bias(static_cast<const T*>(p.bias)),
           scale(static_cast<T>(1 / __builtin_sqrt(static_cast<double>(p.depth / p.heads)))),
@@ -92,7 +99,8 @@ struct Kernel {
         column_fraction = arena.take<T>(columns);
         zeros = arena.take<T>(p.channels > p.depth ? p.channels : p.depth);
         bias_pixels = arena.take<int32_t>(bias_pixels_size());
-        value = arena.take<T>(p.batch * in_pixels() * p.channels);
+        key = {arena.take<T>(p.batch * in_pixels() * p.depth), p.depth};
+        value = {arena.take<T>(p.batch * in_pixels() * p.channels), p.channels};
         scratch = arena.take<Scratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch<T> s;
@@ -143,20 +151,20 @@ struct Kernel {
         for (int64_t c = 0; c < p.channels || c < p.depth; ++c) zeros[c] = 0;
         for (int64_t i = 0; i < bias_pixels_size(); ++i)
             bias_pixels[i] = i < corner ? static_cast<int32_t>(i / kStrip) : -1;
-        move_value();
+        move(static_cast<const T*>(p.key), p.key_strides, key);
+        move(static_cast<const T*>(p.value), p.value_strides, value);
     }
 
-    // The groups apart: their rows then lie close together, and use all sets of the cache.
-    void move_value() const {
-        const T* const source = static_cast<const T*>(p.value);
-        const int64_t *stride = p.value_strides, width = p.channels / p.groups;
+    // From a map (N, C, H, W).
+    void move(const T* source, const int64_t* stride, const GroupedMap<T>& map) const {
+        const int64_t width = map.channels / p.groups;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
         for (int64_t row = 0; row < p.batch * p.in_height; ++row) {
             const int64_t n = row / p.in_height, y = row % p.in_height;
             for (int64_t group = 0; group < p.groups; ++group)
                 load_pixels(source + n * stride[0] + group * width * stride[1] + y * stride[2],
                             stride[1], stride[3], p.in_width, width,
-                            value + ((n * p.groups + group) * p.in_height + y) * p.in_width * width,
+                            map.data + ((n * p.groups + group) * p.in_height + y) * p.in_width * width,
                             width);
         }
     }
@@ -241,13 +249,11 @@ struct Kernel {
         return static_cast<int32_t>((at >= -1) & (at < size) ? at : static_cast<T>(-2));
     }
 
-    // Where the channels of a segment of the key, or of the value, are.
-    Rows<const T> key_rows(int64_t n, const Segment& segment) const {
-        return {key + n * in_pixels() * p.depth + segment.begin, p.depth, zeros};
-    }
-    Rows<const T> value_rows(int64_t n, const Segment& segment) const {
-        const int64_t width = p.channels / p.groups;
-        return {value + (n * p.groups + segment.group) * in_pixels() * width + segment.begin % width,
+    // Where the channels of a segment are.
+    Rows<const T> rows_of(const GroupedMap<T>& map, int64_t n, const Segment& segment) const {
+        const int64_t width = map.channels / p.groups;
+        return {map.data + (n * p.groups + segment.group) * in_pixels() * width +
+                    segment.begin % width,
                 width, zeros};
     }
     // Those of the bias of each point, from this channel of the query on.
@@ -278,7 +284,7 @@ struct Kernel {
             else
                 for (int64_t i = 0; i < corner; ++i) logits[i] = 0;
         }
-        add_point_dots(s, q, p.depth, p.depth, false, scratch, scratch.key_dots, attention);
+        add_point_dots(s, q, p.depth, key, scratch, scratch.key_dots, attention);
         softmax(attention);
     }
 
@@ -293,16 +299,15 @@ struct Kernel {
         transpose(scratch.pixel_dots, stride, s.width, count, dots, kStrip);
     }
 
-    // dots (segments, 4, k², kStrip) = x . value, or key, at each tap; into (heads, k², kStrip) +=
+    // dots (segments, 4, k², kStrip) = x . the map at each tap; into (heads, k², kStrip) +=
     // those, interpolated.
-    void add_point_dots(const Strip& s, const T* x, int64_t x_stride, int64_t channels,
-                        bool is_value, const Scratch<T>& scratch, T* dots, T* into) const {
-        for (int64_t at = 0; at < channels; dots += 4 * corner) {
-            const Segment segment = segment_at(at, channels, p);
+    void add_point_dots(const Strip& s, const T* x, int64_t x_stride, const GroupedMap<T>& map,
+                        const Scratch<T>& scratch, T* dots, T* into) const {
+        for (int64_t at = 0; at < map.channels; dots += 4 * corner) {
+            const Segment segment = segment_at(at, map.channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            const Rows<const T> rows = is_value ? value_rows(s.n, segment) : key_rows(s.n, segment);
-            compute_strip_dots(s, x + at, x_stride, rows, taps.pixel, 4 * num_points,
-                               segment.length(), scratch, dots);
+            compute_strip_dots(s, x + at, x_stride, rows_of(map, s.n, segment), taps.pixel,
+                               4 * num_points, segment.length(), scratch, dots);
             T* const sums = into + segment.head * corner;
 #pragma omp simd
             for (int64_t i = 0; i < corner; ++i)

@@ -124,8 +124,7 @@ struct BackwardKernel : Kernel<T> {
         T *const a = attention + kept, *const g = grad_logits + kept;
         this->attend(s, scratch, a);
         for (int64_t i = 0; i < p.heads * corner; ++i) g[i] = 0;
-        this->add_point_dots(s, grad, this->tile_stride(), p.channels, true, scratch, b.value_dots,
-                             g);
+        this->add_point_dots(s, grad, this->tile_stride(), this->value, scratch, b.value_dots, g);
         softmax_backward(a, g);
         for (int64_t group = 0; group < p.groups; ++group)
             store_grad_offsets(s, group, a, g, scratch, b);
@@ -191,7 +190,7 @@ struct BackwardKernel : Kernel<T> {
             const Segment segment = segment_at(at, p.depth, p);
             const Taps<T>& taps = scratch.taps[segment.group];
             const T* const factor = g + segment.head * corner;
-            const Rows<const T> rows = this->key_rows(s.n, segment);
+            const Rows<const T> rows = this->rows_of(this->key, s.n, segment);
             this->weigh_taps(taps, factor, scratch.tap_weights);
             for (int64_t i = 0; i < s.width; ++i)
                 weighted_sum<T, false>(scratch.tap_weights + i, rows, taps.pixel + i,

@@ -39,7 +39,7 @@ struct ForwardKernel : Kernel<T> {
         for (int64_t at = 0; at < p.channels;) {
             const Segment segment = segment_at(at, p.channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            const Rows<const T> rows = this->value_rows(s.n, segment);
+            const Rows<const T> rows = this->rows_of(this->value, s.n, segment);
             this->weigh_taps(taps, scratch.attention + segment.head * corner,
                              scratch.tap_weights);
             for (int64_t i = 0; i < s.width; ++i)

@@ -4,7 +4,7 @@
 
 enum Dtype : int64_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
-// Dense tensors are channels-last: query (N, Y, X, d) and key (N, H, W, d).
+// Dense tensors are channels-last: query (N, Y, X, d), and the gradients of query and key.
 // Strides are in elements. T is float, or double where `output_dtype` is kFloat64; only the output
 // and its gradient have the dtype `output_dtype`.
 struct Problem {
@@ -13,6 +13,7 @@ struct Problem {
     int64_t threads, output_dtype;
     int64_t offset_strides[6];       // (N, g, k², 2, Y, X)
     int64_t grad_offset_strides[6];  // likewise
+    int64_t key_strides[4];          // (N, d, H, W)
     int64_t value_strides[4];        // (N, C, H, W)
     int64_t output_strides[4];       // (N, C, Y, X), of the output and of its gradient
     int64_t grad_value_strides[4];   // (N, C, H, W)
