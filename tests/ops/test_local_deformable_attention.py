@@ -73,6 +73,26 @@ def test_results_lie_in_memory_as_the_inputs(layout, backend):
     )
 
 
+@pytest.mark.parametrize("layout", ["cut", "transposed"])
+def test_inputs_in_any_strides(layout, backend):
+    *tensors, heads = sample_inputs(10)
+
+    def laid_out(x: torch.Tensor) -> torch.Tensor:
+        if layout == "transposed":
+            return x.mT.contiguous().mT
+        return torch.cat([x, x], -1)[..., : x.shape[-1]]
+
+    def run(tensors: list) -> list[torch.Tensor]:
+        tensors = [t.requires_grad_() for t in tensors]
+        output = attend(*tensors, heads, backend)
+        grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        return [output, *torch.autograd.grad(output, tensors, grad)]
+
+    results = run([laid_out(t) for t in tensors])
+    for actual, expected in zip(results, run(tensors), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype, backend):
     inputs = sample_inputs(3, dtype)
