@@ -118,6 +118,17 @@ def test_gradients_of_half_precision(dtype, backend):
         torch.testing.assert_close(narrow.grad.double(), exact.grad, rtol=eps, atol=eps)
 
 
+@pytest.mark.parametrize("point", range(9))
+def test_largest_logit_is_that_of_any_point(point, backend):
+    """So large, in float32, that nothing is left of the others."""
+    bias, value = torch.zeros(1, 9, 1), torch.randn(1, 2, 4, 4)
+    bias[:, point] = 1000
+    inputs = (torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 4, 4), value, torch.zeros(1, 1, 9, 2, 8, 8))
+    exact = attend(*(t.double() for t in (*inputs, bias)), 1, "plain")
+    output = attend(*inputs, bias, 1, backend)
+    torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("far", [40.0, 1e6, 1e30])
 def test_positions_far_outside_read_zero(far, backend):
     query, key, value, offsets, bias, heads = sample_inputs(1)
