@@ -106,6 +106,16 @@ def test_half_precision_is_computed_in_float32(dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_to_even(dtype, backend):
+    steps = torch.tensor([0, 0.5, 1, 1.5, 2])  # read at and between three neighbouring numbers
+    expected = (1 + steps * torch.finfo(dtype).eps).to(dtype)
+    query, key, value = torch.zeros(1, 1, 1, 5), torch.zeros(1, 1, 1, 3), expected[::2]
+    offsets = torch.zeros(1, 1, 1, 2, 1, 5)
+    output = attend(query, key, value.view(1, 1, 1, 3), offsets, None, 1, backend)
+    assert output.flatten().equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_half_precision(dtype, backend):
     inputs = sample_inputs(3, dtype, requires_grad=True)
     wide = [i.detach().double().requires_grad_() if torch.is_tensor(i) else i for i in inputs]
