@@ -1,4 +1,5 @@
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_instruction_sets_that_are_not_there_raise(instruction_set):
         assert cpp.instruction_set() == "generic"
 
 
-def test_bits_do_not_depend_on_the_threads():
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+def test_bits_do_not_depend_on_the_threads(instruction_set):
     inputs, threads = wide_inputs(), torch.get_num_threads()
     grad = torch.randn(2, 156, *OUT)
     try:
@@ -62,6 +64,14 @@ def test_bits_do_not_depend_on_the_threads():
                 assert actual.equal(wanted)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_calls_from_several_threads_at_once():
+    inputs, grad = wide_inputs(), torch.randn(2, 156, *OUT)
+    expected = run(inputs, grad)
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: run(inputs, grad), range(8)):
+            assert all(a.equal(b) for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -101,6 +111,13 @@ def test_two_million_output_pixels():
     output = cpp.attention.forward(*inputs, 1)
     exact = [i if i is None else i.double() for i in inputs]
     assert relative_error(output, plain.forward(*exact, 1)) < 1e-5
+
+
+def test_more_pixels_than_can_be_numbered_raise():
+    query, offsets = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2, 2)
+    huge = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**16, 2**15)
+    with pytest.raises(RuntimeError, match=r"2\^31 pixels"):
+        cpp.attention.forward(query, huge, huge, offsets, None, 1)
 
 
 def test_an_empty_batch():

@@ -73,6 +73,26 @@ def test_results_lie_in_memory_as_the_inputs(layout, backend):
     )
 
 
+@pytest.mark.parametrize("layout", ["cut", "transposed"])
+def test_inputs_in_any_strides(layout, backend):
+    *tensors, heads = sample_inputs(10)
+
+    def laid_out(x: torch.Tensor) -> torch.Tensor:
+        if layout == "transposed":
+            return x.mT.contiguous().mT
+        return torch.cat([x, x], -1)[..., : x.shape[-1]]
+
+    def run(tensors: list) -> list[torch.Tensor]:
+        tensors = [t.requires_grad_() for t in tensors]
+        output = attend(*tensors, heads, backend)
+        grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        return [output, *torch.autograd.grad(output, tensors, grad)]
+
+    results = run([laid_out(t) for t in tensors])
+    for actual, expected in zip(results, run(tensors), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype, backend):
     inputs = sample_inputs(3, dtype)
@@ -86,6 +106,16 @@ def test_half_precision_is_computed_in_float32(dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_to_even(dtype, backend):
+    steps = torch.tensor([0, 0.5, 1, 1.5, 2])  # read at and between three neighbouring numbers
+    expected = (1 + steps * torch.finfo(dtype).eps).to(dtype)
+    query, key, value = torch.zeros(1, 1, 1, 5), torch.zeros(1, 1, 1, 3), expected[::2]
+    offsets = torch.zeros(1, 1, 1, 2, 1, 5)
+    output = attend(query, key, value.view(1, 1, 1, 3), offsets, None, 1, backend)
+    assert output.flatten().equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_half_precision(dtype, backend):
     inputs = sample_inputs(3, dtype, requires_grad=True)
     wide = [i.detach().double().requires_grad_() if torch.is_tensor(i) else i for i in inputs]
@@ -96,6 +126,17 @@ def test_gradients_of_half_precision(dtype, backend):
         assert narrow.grad.dtype == dtype
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(narrow.grad.double(), exact.grad, rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize("point", range(9))
+def test_largest_logit_is_that_of_any_point(point, backend):
+    """So large, in float32, that nothing is left of the others."""
+    bias, value = torch.zeros(1, 9, 1), torch.randn(1, 2, 4, 4)
+    bias[:, point] = 1000
+    inputs = (torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 4, 4), value, torch.zeros(1, 1, 9, 2, 8, 8))
+    exact = attend(*(t.double() for t in (*inputs, bias)), 1, "plain")
+    output = attend(*inputs, bias, 1, backend)
+    torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("far", [40.0, 1e6, 1e30])
