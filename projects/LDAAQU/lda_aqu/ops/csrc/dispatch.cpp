@@ -56,15 +56,17 @@ constexpr Kernels kernels[] = {
     KERNELS(generic),
 };
 
-bool runs_here(const char* name) {
+bool runs_here([[maybe_unused]] const char* name) {
 #ifdef LDA_AQU_X86
-    if (name[3] == '5')
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-    if (name[3] == '2') return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
+    __builtin_cpu_init();
+    if (!strcmp(name, "generic")) return true;
+    if (!__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return false;
+    if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
     return true;
+#endif
 }
 
 const Kernels* widest() {
