@@ -51,12 +51,12 @@ def test_one_wrong_pixel_is_found(monkeypatch, dtype):
 
 def test_wrong_gradients_are_found(monkeypatch):
     def same_value_other_gradient(output):
-        return output.detach() + 1.01 * (output - output.detach())
+        return output.detach() + 1.1 * (output - output.detach())
 
     spoil(monkeypatch, same_value_other_gradient)
     agreements = check()
     assert not any(agreement.holds for agreement in agreements)
-    assert agreements[0].errors[1] == pytest.approx(0.01, rel=0.1)
+    assert agreements[0].errors[1] == pytest.approx(0.1, rel=0.1)
 
 
 def test_a_nan_is_no_agreement(monkeypatch):

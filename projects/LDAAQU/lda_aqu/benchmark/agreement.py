@@ -1,9 +1,10 @@
 """Whether an implementation of LDA-AQU computes what the published algorithm computes.
 
 What is exact is the published algorithm in float64. In float64 an implementation must agree with it
-to rounding. In a smaller type it must be about as near to it as the published algorithm in that
-type is. At large maps that is not very near: positions are rounded, and where that moves one into
-another cell of the map, its gradient is another.
+to rounding. In a smaller type its output must be about as near to it as that of the published
+algorithm in that type is. Gradients of that type show gross errors alone: positions are rounded, and
+where that moves one into another cell of the map, its gradient is another. Which ones it moves is
+chance, and a single one can be a thousandth of all gradients.
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,8 @@ Errors = tuple[float, float]
 
 EXACT: Errors = (1e-10, 1e-9)
 """What output and gradients may be off by in float64."""
-# Half precision puts positions off by hundredths of a pixel: only plainly wrong gradients show.
 ROUNDING: dict[str, Errors] = {
-    "float32": (1e-5, 1e-4),
+    "float32": (1e-5, 3e-2),
     "bfloat16": (3e-2, 5e-1),
     "float16": (5e-3, 5e-1),
 }
