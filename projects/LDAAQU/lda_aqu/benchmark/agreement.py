@@ -2,9 +2,9 @@
 
 What is exact is the published algorithm in float64. In float64 an implementation must agree with it
 to rounding. In a smaller type its output must be about as near to it as that of the published
-algorithm in that type is. Gradients of that type show gross errors alone: positions are rounded, and
-where that moves one into another cell of the map, its gradient is another. Which ones it moves is
-chance, and a single one can be a thousandth of all gradients.
+algorithm in that type is. Gradients of that type show gross errors alone: positions are rounded,
+and where that moves one into another cell of the map, its gradient is another. Which ones it moves
+is chance, and a single one can be a thousandth of all gradients.
 """
 
 from collections.abc import Sequence
