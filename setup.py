@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("projects/LDAAQU/lda_aqu/ops/csrc")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
-KERNELS = ("kernels.cpp", "norm_kernels.cpp", "offset_kernels.cpp")
+KERNELS = ("attention_kernels.cpp", "norm_kernels.cpp", "offset_kernels.cpp")
 # KERNELS are compiled once for each; which one runs is chosen when it runs.
 INSTRUCTION_SETS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):

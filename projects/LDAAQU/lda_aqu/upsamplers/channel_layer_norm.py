@@ -10,7 +10,6 @@ class ChannelLayerNorm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(num_channels)
 
-    def forward(self, x: Tensor, num_groups: int = 1) -> Tensor:
-        """Normalise (N, num_groups * num_channels, H, W) over the channels of each group."""
-        grouped = x.permute(0, 2, 3, 1).unflatten(-1, (num_groups, x.shape[1] // num_groups))
-        return self.norm(grouped).flatten(-2).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, num_channels, H, W) to the same."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from .library import DTYPES, Call, fields, in_huge_pages
 
 
 class Problem(ctypes.Structure):
-    """The struct of problem.h."""
+    """The struct of attention_problem.h."""
 
     _fields_ = (
         *fields(ctypes.c_int64, "batch depth channels heads groups kernel_size"),

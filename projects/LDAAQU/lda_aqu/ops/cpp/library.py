@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in problem.h
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in attention_problem.h
 
 
 def unavailable(device: torch.device) -> str:

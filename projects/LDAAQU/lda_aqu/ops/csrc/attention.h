@@ -4,7 +4,7 @@
 
 #include "arena.h"
 #include "layout.h"
-#include "problem.h"
+#include "attention_problem.h"
 #include "scalars.h"
 #include "vectors.h"
 

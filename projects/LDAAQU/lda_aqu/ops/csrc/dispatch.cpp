@@ -3,7 +3,7 @@
 
 #include "norm_problem.h"
 #include "offset_problem.h"
-#include "problem.h"
+#include "attention_problem.h"
 
 #ifdef __linux__
 #include <sys/mman.h>

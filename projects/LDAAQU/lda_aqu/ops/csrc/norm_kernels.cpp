@@ -1,5 +1,5 @@
 // Layer normalisation over the channels of each pixel, without weight and bias, from maps of any
-// strides to rows of channels and back. Compiled once for each instruction set; see kernels.cpp.
+// strides to rows of channels and back. Compiled once for each instruction set; see attention_kernels.cpp.
 #include "arena.h"
 #include "layout.h"
 #include "norm_problem.h"

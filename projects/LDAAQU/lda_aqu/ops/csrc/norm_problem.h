@@ -1,7 +1,7 @@
 // What the kernels of the normalisation are given. Mirrored by NormProblem in
 // ../cpp/normalized_projection.py.
 #pragma once
-#include "problem.h"
+#include "attention_problem.h"
 
 // `count` pixels from pixel `first` on, numbered (n, y, x), of a map (N, C, H, W). T is double where
 // `dtype`, that of the map, is kFloat64, else float.

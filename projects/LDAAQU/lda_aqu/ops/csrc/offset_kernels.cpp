@@ -1,5 +1,5 @@
 // The offset network on the CPU, forward and backward. Compiled once for each instruction set; see
-// kernels.cpp.
+// attention_kernels.cpp.
 #include "offset_network.h"
 
 namespace LDA_AQU_ISA {

@@ -1,7 +1,7 @@
 // What the kernels of the offset network are given. Mirrored by OffsetProblem in
 // ../cpp/offset_network.py.
 #pragma once
-#include "problem.h"
+#include "attention_problem.h"
 
 // T is double where `dtype`, that of the query and its gradient, is kFloat64, else float. Everything
 // else is T and dense, in the order of its axes. c is d / g; o is 2 k².

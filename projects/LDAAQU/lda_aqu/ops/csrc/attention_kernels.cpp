@@ -4,15 +4,16 @@
 //
 // One strip of output pixels at a time. Where its taps are (k² points x 4 bilinear corners) and what
 // they weigh is computed in vectors over the pixels; what is read there, in vectors over the
-// channels: rows of the channels-last key and value. Taps outside the map read a row of zeros.
+// channels: rows of key and value, moved so that those of a group lie together. Taps outside the map
+// read a row of zeros.
 // Nothing that grows with k² is kept beyond a strip but, in the backward pass, its attention and the
 // gradient of its logits.
 //
 // The same bits for any number of threads: every output is written by one pixel; the gradients of
 // key and value, into which pixels scatter, are cut by channels, and each cut goes through all
 // pixels in one order; that of the bias is summed over blocks of pixels of a fixed size.
-#include "backward.h"
-#include "forward.h"
+#include "attention_backward.h"
+#include "attention_forward.h"
 
 namespace LDA_AQU_ISA {
 namespace {
