@@ -19,6 +19,9 @@ SHAPES = [
     (1, 2, 20, 37, 33, 5, 1, 5.0),  # more rows than a band
     (1, 1, 7, 65, 15, 1, 5, 3.0),
     (1, 1, 8, 33, 9, 7, 3, 4.0),
+    (1, 2, 20, 35, 33, 3, 3, 5.0),
+    # every remainder of the tiles of rows
+    *((1, 1, 3, height, 18, 3, 1, 2.0) for height in (1, 2, 4, 7, 8, 9, 33, 66)),
 ]
 LAYOUTS = ["contiguous", "channels_last", "cut", "transposed"]
 
@@ -187,15 +190,24 @@ def test_an_empty_batch(backend):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_stays_where_it_is_seen(bad, backend):
-    query, *others = draw((1, 2, 4, 9, 21, 3, 3, 2.0), torch.float32)
-    clean = predict_offsets(query, *others, backend)
-    query[0, 0, 0, 0] = bad
-    offsets, grad_query, *_ = run((query, *others), backend, torch.ones_like(clean))
-    assert offsets[0, 0, :, :, :3, :3].isnan().all()
-    torch.testing.assert_close(offsets[0, 0, ..., 3:, 3:], clean[0, 0, ..., 3:, 3:])
-    torch.testing.assert_close(offsets[0, 1], clean[0, 1])
-    assert grad_query[0, :, 6:, 6:].isfinite().all()
+@pytest.mark.parametrize("y, x", [(0, 0), (6, 20), (17, 11), (31, 1), (36, 5), (39, 19)])
+def test_what_is_not_finite_stays_where_it_is_seen(y, x, bad, backend):
+    query, *others = draw((1, 2, 4, 40, 21, 3, 3, 2.0), torch.float32)
+
+    def within(reach: int) -> torch.Tensor:
+        rows, columns = torch.arange(40)[:, None] - y, torch.arange(21) - x
+        return (rows.abs() <= reach) & (columns.abs() <= reach)
+
+    grad = torch.ones(1, 2, 9, 2, 40, 21)
+    clean = run((query, *others), backend, grad)
+    query[0, 0, y, x] = bad
+    offsets, grad_query, *_ = run((query, *others), backend, grad)
+    assert offsets[0, 0].isnan().eq(within(2)).all()
+    torch.testing.assert_close(offsets[0, 0, ..., ~within(2)], clean[0][0, 0, ..., ~within(2)])
+    torch.testing.assert_close(offsets[0, 1], clean[0][0, 1])
+    assert grad_query[0, :4].isfinite().eq(~within(4)).all()
+    torch.testing.assert_close(grad_query[0, :4, ~within(4)], clean[1][0, :4, ~within(4)])
+    torch.testing.assert_close(grad_query[0, 4:], clean[1][0, 4:])
 
 
 @needs_cpp
@@ -214,8 +226,9 @@ def test_bits_do_not_depend_on_the_threads():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_writes_all_that_it_allocates(layout, backend):
-    inputs = draw((2, 2, 5, 34, 19, 5, 3, 2.0), torch.float32)
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_writes_all_that_it_allocates(kernel, layout, backend):
+    inputs = draw((2, 2, 5, 34, 19, kernel, 3, 2.0), torch.float32)
     inputs = (laid_out(inputs[0], layout), *inputs[1:])
     grad = torch.randn(2, 2, 9, 2, 34, 19)
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN

@@ -36,68 +36,63 @@ inline void convolve(const T* const* rows, int64_t count, int64_t kernel, const 
                                       first);
 }
 
-// Rows of pixels, and the gradients that came back to where they were read: (outputs) rows, each
-// `stride` after the one before.
-template <typename T>
-struct Correlated {
-    const T* const* rows;
-    const T* grads;
-    int64_t stride;
-};
-
-// sums[k][o] += sum over pairs and x of rows[r][x + k] * grads[o][x], each lane of the vectors by
-// itself, for some of the taps and outputs.
+// sums[k][o] += sum over x of row[x + k] * grads[o][x], for kTaps taps and kOutputs of the outputs.
 template <typename T, int kOutputs, int kTaps>
-inline void correlate_tile(const Correlated<T>* pairs, int64_t num_pairs, int64_t r, int64_t tap,
-                           int64_t output, int64_t width, T* sums, int64_t tap_stride) {
+inline void correlate_tile(const T* row, const T* grads, int64_t grad_stride, int64_t width,
+                           T* sums, int64_t outputs) {
     using V = Vector<T, kVectorBytes>;
-    typename V::type total[kTaps][kOutputs] = {};
-    for (int64_t pair = 0; pair < num_pairs; ++pair) {
-        const int64_t stride = pairs[pair].stride;
-        const T* const row = pairs[pair].rows[r] + tap;
-        const T* const grads = pairs[pair].grads + output * stride;
-        for (int64_t x = 0; x < width; x += V::lanes) {
-            typename V::type pixels[kTaps];
+    typename V::type total[kTaps * kOutputs] = {};
+    for (int64_t x = 0; x < width; x += V::lanes) {
+        typename V::type pixels[kTaps];
 #pragma GCC unroll 9
-            for (int k = 0; k < kTaps; ++k) pixels[k] = V::load(row + x + k);
-#pragma GCC unroll 9
-            for (int o = 0; o < kOutputs; ++o) {
-                auto grad = V::load(grads + o * stride + x);
-#ifdef LDA_AQU_X86
-                asm("" : "+v"(grad));  // in a register: else it is loaded again for each tap
-#endif
-#pragma GCC unroll 9
-                for (int k = 0; k < kTaps; ++k) total[k][o] += pixels[k] * grad;
-            }
-        }
-    }
-#pragma GCC unroll 9
-    for (int k = 0; k < kTaps; ++k)
+        for (int k = 0; k < kTaps; ++k) pixels[k] = V::load(row + x + k);
 #pragma GCC unroll 9
         for (int o = 0; o < kOutputs; ++o) {
-            T* const sum = sums + (tap + k) * tap_stride + (output + o) * V::lanes;
-            V::store(sum, V::load(sum) + total[k][o]);
+            auto grad = V::load(grads + o * grad_stride + x);
+#ifdef LDA_AQU_X86
+            asm("" : "+v"(grad));  // in a register: else it is loaded again for each tap
+#endif
+#pragma GCC unroll 9
+            for (int k = 0; k < kTaps; ++k) total[k * kOutputs + o] += pixels[k] * grad;
         }
+    }
+    constexpr int count = kTaps * kOutputs, fours = count / 4 * 4;
+    T added[count];
+#pragma GCC unroll 9
+    for (int i = 0; i < fours; i += 4) {
+        const typename V::type four[4] = {total[i], total[i + 1], total[i + 2], total[i + 3]};
+        sum_lanes<T, kVectorBytes>(four, false, added + i);
+    }
+#pragma GCC unroll 9
+    for (int i = fours; i < count; ++i) added[i] = sum_of_lanes<T, kVectorBytes>(total[i]);
+    for (int k = 0; k < kTaps; ++k)
+        for (int o = 0; o < kOutputs; ++o)
+            sums[k * outputs + o] += added[k * kOutputs + o];
 }
 
-// sums[r][k][o] += sum over pairs and x of rows[r][x + k] * grads[o][x], each lane of the vectors by
-// itself: the gradient of convolve's weights. Grads are zero beyond `width`, up to whole vectors.
+// sums[r][k][o] += sum over x of rows[r][x + k] * grads[o][x]: the gradient of convolve's weights.
+// Grads are zero beyond `width`, up to whole vectors.
 template <typename T, int kOutputs>
-inline void correlate(const Correlated<T>* pairs, int64_t num_pairs, int64_t count, int64_t kernel,
-                      int64_t outputs, int64_t width, T* sums, int64_t first = 0) {
-    const int64_t tap_stride = outputs * Vector<T, kVectorBytes>::lanes;
-    for (; first + kOutputs <= outputs; first += kOutputs)
+inline void correlate(const T* const* rows, int64_t count, int64_t kernel, const T* grads,
+                      int64_t grad_stride, int64_t outputs, int64_t width, T* sums,
+                      int64_t first = 0) {
+    for (; first + kOutputs <= outputs; first += kOutputs) {
+        const T* const some = grads + first * grad_stride;
         for (int64_t r = 0; r < count; ++r) {
-            T* const sum = sums + r * kernel * tap_stride;
+            T* const sum = sums + r * kernel * outputs + first;
             int64_t k = 0;
             for (; k + 3 <= kernel; k += 3)
-                correlate_tile<T, kOutputs, 3>(pairs, num_pairs, r, k, first, width, sum, tap_stride);
+                correlate_tile<T, kOutputs, 3>(rows[r] + k, some, grad_stride, width,
+                                               sum + k * outputs, outputs);
             for (; k < kernel; ++k)
-                correlate_tile<T, kOutputs, 1>(pairs, num_pairs, r, k, first, width, sum, tap_stride);
+                correlate_tile<T, kOutputs, 1>(rows[r] + k, some, grad_stride, width,
+                                               sum + k * outputs, outputs);
         }
+    }
     if constexpr (kOutputs > 1)
         if (first < outputs)
-            correlate<T, kOutputs / 2>(pairs, num_pairs, count, kernel, outputs, width, sums, first);
+            correlate<T, kOutputs / 2>(rows, count, kernel, grads, grad_stride, outputs, width, sums,
+                                       first);
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 // The offset network: a depthwise 3 x 3 convolution, layer normalisation over the channels, GELU, a
 // k_e x k_e convolution with bias, and theta tanh. See ../offset_network.py.
 //
-// A unit of work is a band of rows of one group of one image. It goes down row by row; the rows that
-// a convolution reads are kept in rings. A row is planar, so that everything is in vectors over
-// pixels, the sums over channels too, and has margins of zeros: the convolutions' padding.
+// A unit of work is a band of rows of one group of one image. It goes down row by row, the
+// k_e x k_e convolution by tiles of rows; the rows that a convolution reads are kept in rings. A row
+// is planar, so that everything is in vectors over pixels, the sums over channels too, and has
+// margins of zeros: the convolutions' padding.
 #pragma once
 #include <omp.h>
 
@@ -12,13 +13,13 @@
 #include "convolution.h"
 #include "layout.h"
 #include "offset_problem.h"
+#include "winograd.h"
 
 namespace LDA_AQU_ISA {
 namespace {
 
 constexpr int64_t kPixels = 16;    // pixels that are normalised at a time; rows have whole ones
 constexpr int64_t kBandRows = 32;  // fixed, as it decides the order of sums
-constexpr int64_t kSummedRows = 2;  // whose gradients of the convolution are summed up at once
 
 // Rows of a map of `channels` channels and their margins, the last `count` of those computed.
 template <typename T>
@@ -28,20 +29,38 @@ struct Ring {
 
     // Channel 0, column 0 of row y.
     T* row(int64_t y) const {
-        return base + ((y % count + count) % count * channels * stride + margin);
+        return whole_row(y) + margin;
     }
+    // All channels and margins of it.
+    T* whole_row(int64_t y) const { return base + (y % count + count) % count * row_size(); }
     void clear(int64_t y) const {
-        T* const target = row(y) - margin;
-        for (int64_t i = 0; i < channels * stride; ++i) target[i] = 0;
+        T* const target = whole_row(y);
+        for (int64_t i = 0; i < row_size(); ++i) target[i] = 0;
     }
     void clear() const {
         for (int64_t y = 0; y < count; ++y) clear(y);
     }
-    int64_t size() const { return count * channels * stride; }
+    int64_t row_size() const { return channels * stride; }
+    int64_t size() const { return count * row_size(); }
 };
 
 struct Band {
     int64_t n, group, first, end;  // rows [first, end)
+    bool has(int64_t y) const { return y >= first && y < end; }
+};
+
+// Of the k_e x k_e convolution, or its gradient.
+template <typename T>
+struct Weights {
+    T* direct;       // (inputs, k_e, k_e, outputs)
+    T* transformed;  // (kProducts, inputs, 3, outputs), where k_e = 3
+};
+
+// What it works in.
+template <typename T>
+struct Tile {
+    Ring<T> rows;         // the kProducts transformed ones
+    const T** addresses;  // (inputs, k_e)
 };
 
 // What forward and backward share.
@@ -75,6 +94,27 @@ struct OffsetKernel {
         Ring<T> ring{nullptr, count, ring_channels, width + 2 * margin, margin};
         ring.base = arena.take<T>(ring.size());
         return ring;
+    }
+
+    int64_t products() const { return p.kernel_size == 3 ? kProducts : 0; }
+    bool has_products(int64_t rows) const { return products() && rows == kTileRows; }
+
+    // Of tiles from row `first` on: the number of rows in the one that ends with row y, or 0.
+    static int64_t rows_of_tile(int64_t y, int64_t first, int64_t end) {
+        const int64_t rows = (y - first) % kTileRows + 1;
+        return rows == kTileRows || y + 1 == end ? rows : 0;
+    }
+
+    Weights<T> take_weights(Arena& arena, int64_t inputs, int64_t outputs) const {
+        T* const direct = arena.take<T>(inputs * p.kernel_size * p.kernel_size * outputs);
+        return {direct, arena.take<T>(products() * inputs * p.kernel_size * outputs)};
+    }
+
+    Tile<T> take_tile(Arena& arena, int64_t inputs) const {
+        Tile<T> tile;
+        tile.rows = take_ring(arena, products(), inputs);
+        tile.addresses = arena.take<const T*>(inputs * p.kernel_size);
+        return tile;
     }
 
     void clear_tails(const Ring<T>& ring, int64_t y) const {
@@ -164,6 +204,54 @@ struct OffsetKernel {
             for (int64_t k = 0; k < p.kernel_size; ++k)
                 *rows++ = source.row(y + k - reach) + c * source.stride - reach;
     }
+
+    // Rows [y, y + count) of the convolution of a map: (count, outputs, width), in the place of the
+    // products, (kProducts, outputs, width).
+    template <int kOutputs>
+    void convolve_rows(const Ring<T>& source, int64_t y, int64_t count, const Weights<T>& weights,
+                       int64_t outputs, const Tile<T>& tile, T* out) const {
+        if (has_products(count) && convolve_tile<kOutputs>(source, y, weights.transformed, outputs,
+                                                           tile, out))
+            return;
+        for (int64_t i = 0; i < count; ++i) {
+            find_rows(source, y + i, tile.addresses);
+            convolve<T, kOutputs>(tile.addresses, source.channels * p.kernel_size, p.kernel_size,
+                                  weights.direct, outputs, p.width, out + i * outputs * width,
+                                  width);
+        }
+    }
+
+    // False if they are not finite: what is not spreads here over all rows, also over those that do
+    // not see it.
+    template <int kOutputs>
+    bool convolve_tile(const Ring<T>& source, int64_t y, const T* weights, int64_t outputs,
+                       const Tile<T>& tile, T* out) const {
+        transform_tile(source, y, tile.rows);
+        const int64_t inputs = source.channels;
+        for (int64_t i = 0; i < kProducts; ++i, weights += inputs * 3 * outputs) {
+            find_products(tile, i);
+            convolve<T, kOutputs>(tile.addresses, inputs, 3, weights, outputs, width,
+                                  out + i * outputs * width, width);
+        }
+        return combine_products(out, outputs * width);
+    }
+
+    // The rows that those from y on are computed from.
+    static void transform_tile(const Ring<T>& source, int64_t y, const Ring<T>& transformed) {
+        const T* rows[kProducts];
+        T* out[kProducts];
+        for (int64_t i = 0; i < kProducts; ++i) {
+            rows[i] = source.whole_row(y + i - 1);
+            out[i] = transformed.whole_row(i);
+        }
+        transform_rows(rows, source.row_size(), out);
+    }
+
+    // Where `convolve` reads for product i: (channels) rows.
+    static void find_products(const Tile<T>& tile, int64_t i) {
+        for (int64_t c = 0; c < tile.rows.channels; ++c)
+            tile.addresses[c] = tile.rows.row(i) + c * tile.rows.stride - 1;
+    }
 };
 
 template <typename T>
@@ -175,23 +263,23 @@ struct OffsetForward : OffsetKernel<T> {
 
     struct Scratch {
         Ring<T> query, hidden;
-        T* block;        // (c, kPixels)
-        T* predicted;    // (o, width)
-        const T** rows;  // (c, k_e)
+        T* block;      // (c, kPixels)
+        T* predicted;  // (kProducts, o, width)
+        Tile<T> tile;
     };
-    T* weights;  // (c, k_e, k_e, o)
+    Weights<T> weights;
     Scratch* scratch;
 
     OffsetForward(const OffsetProblem& problem, Arena& arena) : Base(problem) {
-        weights = arena.take<T>(channels * p.kernel_size * p.kernel_size * p.outputs);
+        weights = this->take_weights(arena, channels, p.outputs);
         scratch = arena.take<Scratch>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch s;
             s.query = this->take_ring(arena, 3, channels);
-            s.hidden = this->take_ring(arena, p.kernel_size, channels);
+            s.hidden = this->take_ring(arena, p.kernel_size + kTileRows - 1, channels);
             s.block = arena.take<T>(channels * kPixels);
-            s.predicted = arena.take<T>(p.outputs * this->width);
-            s.rows = arena.take<const T*>(channels * p.kernel_size);
+            s.predicted = arena.take<T>(kProducts * p.outputs * this->width);
+            s.tile = this->take_tile(arena, channels);
             if (arena.base) scratch[thread] = s;
         }
     }
@@ -201,7 +289,9 @@ struct OffsetForward : OffsetKernel<T> {
         const int64_t taps = channels * p.kernel_size * p.kernel_size;
         for (int64_t o = 0; o < p.outputs; ++o)
             for (int64_t tap = 0; tap < taps; ++tap)
-                weights[tap * p.outputs + o] = this->conv_weight[o * taps + tap];
+                weights.direct[tap * p.outputs + o] = this->conv_weight[o * taps + tap];
+        if (this->products())
+            transform_weights(weights.direct, channels, 3 * p.outputs, weights.transformed);
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
         {
             const Scratch& s = scratch[omp_get_thread_num()];
@@ -214,25 +304,29 @@ struct OffsetForward : OffsetKernel<T> {
                     this->template load_query<S>(band, y, s.query);
                     if (y > band.first - reach)
                         this->compute_hidden(y - 1, s.query, s.block, s.hidden, nullptr);
-                    if (y > band.first + reach) predict(band, y - 1 - reach, s);
+                    const int64_t at = y - 1 - reach;
+                    if (at < band.first) continue;
+                    if (const int64_t rows = this->rows_of_tile(at, band.first, band.end))
+                        predict(band, at + 1 - rows, rows, s);
                 }
             }
         }
     }
 
-    void predict(const Band& band, int64_t y, const Scratch& s) const {
-        this->find_rows(s.hidden, y, s.rows);
-        convolve<T, kConvolved>(s.rows, channels * p.kernel_size, p.kernel_size, weights, p.outputs,
-                                p.width, s.predicted, this->width);
+    void predict(const Band& band, int64_t y, int64_t count, const Scratch& s) const {
+        this->template convolve_rows<kConvolved>(s.hidden, y, count, weights, p.outputs, s.tile,
+                                                 s.predicted);
         const T range = static_cast<T>(p.offset_range);
-        T* out = static_cast<T*>(p.offsets) +
-                 ((band.n * p.groups + band.group) * p.outputs * p.height + y) * p.width;
-        for (int64_t o = 0; o < p.outputs; ++o, out += p.height * p.width) {
-            const T* const predicted = s.predicted + o * this->width;
-            const T bias = this->conv_bias[o];
+        const T* predicted = s.predicted;
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t o = 0; o < p.outputs; ++o, predicted += this->width) {
+                const int64_t map = (band.n * p.groups + band.group) * p.outputs + o;
+                T* const out = static_cast<T*>(p.offsets) + (map * p.height + y + i) * p.width;
+                const T bias = this->conv_bias[o];
 #pragma omp simd
-            for (int64_t x = 0; x < p.width; ++x) out[x] = range * tanh_of(predicted[x] + bias);
-        }
+                for (int64_t x = 0; x < p.width; ++x)
+                    out[x] = range * tanh_of(predicted[x] + bias);
+            }
     }
 };
 
@@ -252,33 +346,37 @@ struct OffsetBackward : OffsetKernel<T> {
         Ring<T> grad_predicted;  // before tanh
         Ring<T> grad_depthwise;  // of the depthwise convolution's result
         T* block;                // (c, kPixels)
-        T* grad_hidden;          // (c, width)
-        const T** rows;          // (c or o, k_e), for kSummedRows
-        T* lane_sums;            // (parameters(), lanes)
+        T* grad_hidden;          // (kProducts, c, width)
+        Tile<T> hidden_tile, grad_tile;
+        T* sums;                 // (parameters()), the band's
+        T* product_sums;         // (kProducts, c, 3, o), the convolution's
+        T* lane_sums;            // (2 c + o, lanes), from those of the norm on
     };
     const int64_t ahead;  // rows that the hidden map is ahead of its gradient
-    T *weights, *flipped_depthwise;  // (o, k_e, k_e, c), turned by 180°, and (c, 3, 3) likewise
-    T* band_sums;                    // (bands(), parameters())
+    Weights<T> weights;    // turned by 180°
+    T* flipped_depthwise;  // (c, 3, 3), likewise
+    T* band_sums;          // (bands(), parameters())
     Scratch* scratch;
 
     OffsetBackward(const OffsetProblem& problem, Arena& arena)
         : Base(problem), ahead(reach > 1 ? reach : 1) {
-        weights = arena.take<T>(conv_size());
+        weights = this->take_weights(arena, p.outputs, channels);
         flipped_depthwise = arena.take<T>(channels * 9);
         band_sums = arena.take<T>(this->bands() * parameters());
         scratch = arena.take<Scratch>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch s;
-            s.query = this->take_ring(arena, ahead + 3, channels);
-            s.hidden = this->take_ring(arena, reach + ahead + kSummedRows, channels);
-            s.normalized = this->take_ring(arena, ahead + 1, channels + 1);
-            s.grad_predicted = this->take_ring(arena, p.kernel_size + kSummedRows - 1, p.outputs);
-            s.grad_depthwise = this->take_ring(arena, 3, channels);
+            s.query = this->take_ring(arena, ahead + kTileRows + 2, channels);
+            s.hidden = this->take_ring(arena, reach + ahead + kTileRows, channels);
+            s.normalized = this->take_ring(arena, ahead + kTileRows, channels + 1);
+            s.grad_predicted = this->take_ring(arena, p.kernel_size + kTileRows - 1, p.outputs);
+            s.grad_depthwise = this->take_ring(arena, kTileRows + 2, channels);
             s.block = arena.take<T>(channels * kPixels);
-            s.grad_hidden = arena.take<T>(channels * width);
-            const int64_t most = channels > p.outputs ? channels : p.outputs;
-            s.rows = arena.take<const T*>(kSummedRows * most * p.kernel_size);
-            s.lane_sums = arena.take<T>(parameters() * lanes);
+            s.grad_hidden = arena.take<T>(kProducts * channels * width);
+            s.hidden_tile = this->take_tile(arena, channels);
+            s.grad_tile = this->take_tile(arena, p.outputs);
+            s.product_sums = arena.take<T>(product_sums());
+            s.lane_sums = arena.take<T>(lane_sums() * lanes);
             if (arena.base) scratch[thread] = s;
         }
     }
@@ -289,13 +387,15 @@ struct OffsetBackward : OffsetKernel<T> {
     int64_t norm_at() const { return conv_size() + channels * 9; }
     int64_t bias_at() const { return norm_at() + channels * 2; }
     int64_t parameters() const { return bias_at() + p.outputs; }
+    int64_t product_sums() const { return this->products() * channels * 3 * p.outputs; }
+    int64_t lane_sums() const { return parameters() - norm_at(); }
 
     template <typename S>
     void run() const {
         pack_weights();
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
         {
-            const Scratch& s = scratch[omp_get_thread_num()];
+            Scratch s = scratch[omp_get_thread_num()];
             s.query.clear();
             s.hidden.clear();
             s.normalized.clear();
@@ -303,12 +403,17 @@ struct OffsetBackward : OffsetKernel<T> {
             s.grad_depthwise.clear();
 #pragma omp for schedule(dynamic)
             for (int64_t index = 0; index < this->bands(); ++index) {
-                for (int64_t i = 0; i < parameters() * lanes; ++i) s.lane_sums[i] = 0;
+                s.sums = band_sums + index * parameters();
+                for (int64_t i = 0; i < norm_at(); ++i) s.sums[i] = 0;
+                for (int64_t i = 0; i < product_sums(); ++i) s.product_sums[i] = 0;
+                for (int64_t i = 0; i < lane_sums() * lanes; ++i) s.lane_sums[i] = 0;
                 run_band<S>(this->band_at(index), s);
-                T* const sums = band_sums + index * parameters();
-                for (int64_t i = 0; i < parameters(); ++i) {
+                if (this->products())
+                    add_weight_grads(s.product_sums, channels, 3 * p.outputs, s.sums);
+                for (int64_t i = 0; i < lane_sums(); ++i) {
                     using V = Vector<T, kVectorBytes>;
-                    sums[i] = sum_of_lanes<T, kVectorBytes>(V::load(s.lane_sums + i * lanes));
+                    s.sums[norm_at() + i] =
+                        sum_of_lanes<T, kVectorBytes>(V::load(s.lane_sums + i * lanes));
                 }
             }
         }
@@ -320,8 +425,10 @@ struct OffsetBackward : OffsetKernel<T> {
         for (int64_t o = 0; o < p.outputs; ++o)
             for (int64_t c = 0; c < channels; ++c)
                 for (int64_t tap = 0; tap < taps; ++tap)
-                    weights[(o * taps + taps - 1 - tap) * channels + c] =
+                    weights.direct[(o * taps + taps - 1 - tap) * channels + c] =
                         this->conv_weight[(o * channels + c) * taps + tap];
+        if (this->products())
+            transform_weights(weights.direct, p.outputs, 3 * channels, weights.transformed);
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t tap = 0; tap < 9; ++tap)
                 flipped_depthwise[c * 9 + 8 - tap] = this->depthwise[c * 9 + tap];
@@ -337,12 +444,11 @@ struct OffsetBackward : OffsetKernel<T> {
             const int64_t at = y - 1 - ahead;
             if (at + reach >= band.first - 1 - reach) load_grad(band, at + reach, s.grad_predicted);
             if (at < band.first - 1) continue;
-            const bool is_own = at >= band.first && at < band.end;
-            const int64_t waiting = (at - band.first) % kSummedRows + 1;
-            if (is_own && (waiting == kSummedRows || at + 1 == band.end))
-                add_convolution_sums(at + 1 - waiting, waiting, s);
-            backward_row(at, is_own, s);
-            if (at > band.first) store_grad_query<S>(band, at - 1, s);
+            if (band.has(at))
+                if (const int64_t rows = this->rows_of_tile(at, band.first, band.end))
+                    add_convolution_sums(at + 1 - rows, rows, s);
+            if (const int64_t rows = this->rows_of_tile(at, band.first - 1, band.end + 1))
+                backward_rows<S>(band, at + 1 - rows, rows, s);
         }
     }
 
@@ -361,17 +467,35 @@ struct OffsetBackward : OffsetKernel<T> {
     }
 
     void add_convolution_sums(int64_t first, int64_t count, const Scratch& s) const {
-        const int64_t stride = s.grad_predicted.stride, num_rows = channels * p.kernel_size;
-        Correlated<T> pairs[kSummedRows];
-        for (int64_t i = 0; i < count; ++i) {
-            const T* const grads = s.grad_predicted.row(first + i);
-            pairs[i] = {s.rows + i * num_rows, grads, stride};
-            this->find_rows(s.hidden, first + i, s.rows + i * num_rows);
+        for (int64_t i = 0; i < count; ++i)
             for (int64_t o = 0; o < p.outputs; ++o)
-                add_lanes(grads + o * stride, width, s.lane_sums + (bias_at() + o) * lanes);
+                add_lanes(s.grad_predicted.row(first + i) + o * s.grad_predicted.stride, width,
+                          s.lane_sums + (2 * channels + o) * lanes);
+        if (this->has_products(count)) return add_product_sums(first, s);
+        const T** const rows = s.hidden_tile.addresses;
+        for (int64_t i = 0; i < count; ++i) {
+            this->find_rows(s.hidden, first + i, rows);
+            correlate<T, kCorrelated>(rows, channels * p.kernel_size, p.kernel_size,
+                                      s.grad_predicted.row(first + i), s.grad_predicted.stride,
+                                      p.outputs, p.width, s.sums);
         }
-        correlate<T, kCorrelated>(pairs, count, num_rows, p.kernel_size, p.outputs, p.width,
-                                  s.lane_sums);
+    }
+
+    void add_product_sums(int64_t first, const Scratch& s) const {
+        const Ring<T>&hidden = s.hidden_tile.rows, &grads = s.grad_tile.rows;
+        this->transform_tile(s.hidden, first, hidden);
+        const T* sources[kTileRows];
+        T* targets[kProducts];
+        for (int64_t i = 0; i < kTileRows; ++i) sources[i] = s.grad_predicted.whole_row(first + i);
+        for (int64_t i = 0; i < kProducts; ++i) targets[i] = grads.whole_row(i);
+        transform_grads(sources, grads.row_size(), targets);
+
+        T* sums = s.product_sums;
+        for (int64_t i = 0; i < kProducts; ++i, sums += channels * 3 * p.outputs) {
+            this->find_products(s.hidden_tile, i);
+            correlate<T, kCorrelated>(s.hidden_tile.addresses, channels, 3, grads.row(i),
+                                      grads.stride, p.outputs, p.width, sums);
+        }
     }
 
     static void add_lanes(const T* values, int64_t count, T* sums) {
@@ -380,16 +504,23 @@ struct OffsetBackward : OffsetKernel<T> {
             for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += values[i + lane];
     }
 
-    // From the gradient of the prediction back to that of the depthwise convolution's result.
-    void backward_row(int64_t y, bool is_own, const Scratch& s) const {
-        if (this->is_outside(y)) return s.grad_depthwise.clear(y);
-        this->find_rows(s.grad_predicted, y, s.rows);
-        convolve<T, kConvolvedBack>(s.rows, p.outputs * p.kernel_size, p.kernel_size, weights, channels,
-                                p.width, s.grad_hidden, width);
-        for (int64_t c = 0; c < channels; ++c)
-            for (int64_t x = p.width; x < width; ++x) s.grad_hidden[c * width + x] = 0;
+    // From the gradient of the prediction back to that of the query.
+    template <typename S>
+    void backward_rows(const Band& band, int64_t first, int64_t count, const Scratch& s) const {
+        this->template convolve_rows<kConvolvedBack>(s.grad_predicted, first, count, weights,
+                                                     channels, s.grad_tile, s.grad_hidden);
+        for (int64_t i = 0; i < count; ++i)
+            backward_row(first + i, band.has(first + i), s.grad_hidden + i * channels * width, s);
+        for (int64_t y = first; y < first + count; ++y)
+            if (y > band.first) store_grad_query<S>(band, y - 1, s);
+    }
 
-        T* const norm_sums = s.lane_sums + norm_at() * lanes;
+    // Back to that of the depthwise convolution's result.
+    void backward_row(int64_t y, bool is_own, T* grad_hidden_row, const Scratch& s) const {
+        if (this->is_outside(y)) return s.grad_depthwise.clear(y);
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t x = p.width; x < width; ++x) grad_hidden_row[c * width + x] = 0;
+
         const int64_t stride = s.grad_depthwise.stride;
         const T* const normalized_row = s.normalized.row(y);
         T* const out_row = s.grad_depthwise.row(y);
@@ -402,7 +533,7 @@ struct OffsetBackward : OffsetKernel<T> {
             for (int64_t c = 0; c < channels; ++c) {
                 const T weight = this->norm_weight[c], bias = this->norm_bias[c];
                 const T* const z = normalized + c * s.normalized.stride;
-                const T* const grad_hidden = s.grad_hidden + c * width + x;
+                const T* const grad_hidden = grad_hidden_row + c * width + x;
                 T grad_bias[kPixels], grad_weight[kPixels];
 #pragma omp simd
                 for (int64_t i = 0; i < kPixels; ++i) {
@@ -413,8 +544,8 @@ struct OffsetBackward : OffsetKernel<T> {
                     out[c * stride + i] = weight * grad_bias[i];
                 }
                 if (is_own) {
-                    add_lanes(grad_weight, kPixels, norm_sums + c * lanes);
-                    add_lanes(grad_bias, kPixels, norm_sums + (channels + c) * lanes);
+                    add_lanes(grad_weight, kPixels, s.lane_sums + c * lanes);
+                    add_lanes(grad_bias, kPixels, s.lane_sums + (channels + c) * lanes);
                 }
             }
             for (int64_t i = 0; i < kPixels; ++i) {
@@ -435,8 +566,8 @@ struct OffsetBackward : OffsetKernel<T> {
             const int64_t at = c * s.query.stride - 1;
             const T* const rows[3] = {s.query.row(y - 1) + at, s.query.row(y) + at,
                                       s.query.row(y + 1) + at};
-            const Correlated<T> pair = {rows, s.grad_depthwise.row(y) + c * stride, stride};
-            correlate<T, 1>(&pair, 1, 3, 3, 1, p.width, s.lane_sums + (conv_size() + c * 9) * lanes);
+            correlate<T, 1>(rows, 3, 3, out_row + c * stride, stride, 1, p.width,
+                            s.sums + conv_size() + c * 9);
         }
     }
 
@@ -464,9 +595,8 @@ struct OffsetBackward : OffsetKernel<T> {
     }
 
     void sum_bands() const {
-        T* const total = scratch[0].lane_sums;
-        for (int64_t i = 0; i < parameters(); ++i) total[i] = 0;
-        for (int64_t band = 0; band < this->bands(); ++band)
+        T* const total = band_sums;
+        for (int64_t band = 1; band < this->bands(); ++band)
             for (int64_t i = 0; i < parameters(); ++i) total[i] += band_sums[band * parameters() + i];
 
         const int64_t taps = channels * p.kernel_size * p.kernel_size;
