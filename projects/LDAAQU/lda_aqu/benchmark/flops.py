@@ -29,7 +29,7 @@ REDUCTIONS = "cumsum linalg_vector_norm mean norm prod sum"
 NO_ARITHMETIC = """
     Bool Float Int IntImplicit __or__ alias amax amin any all arange argmax argsort as_strided
     bitwise_and broadcast_tensors channel_shuffle clamp_max clamp_min clone col2im constant_pad_nd
-    diff dim empty_like expand_as feature_dropout fill fill_ floor_divide im2col index_select
+    diff dim empty_like expand_as feature_dropout fill fill_ flip floor_divide im2col index_select
     is_floating_point isfinite le len linspace logical_and logical_not logical_or lt masked_select
     max_pool2d meshgrid movedim moveaxis ne new_ones nonzero_numpy numel numpy_T one_hot ones_like
     pad pixel_shuffle pixel_unshuffle reflection_pad2d repeat repeat_interleave replication_pad2d

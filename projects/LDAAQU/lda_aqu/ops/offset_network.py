@@ -87,8 +87,14 @@ def resize_and_predict_offsets(
     Args:
         query: (N, d, H, W), floating point; d is a multiple of g.
         size: (Y, X), of the output.
-        depthwise, norm_weight, norm_bias, conv_weight, conv_bias, num_groups, offset_range,
-            backend: see :func:`predict_offsets`.
+        depthwise: (d / g, 1, 3, 3); this and what follows is as for :func:`predict_offsets`.
+        norm_weight: (d / g).
+        norm_bias: (d / g).
+        conv_weight: (2 k², d / g, k_e, k_e).
+        conv_bias: (2 k²).
+        num_groups: g.
+        offset_range: the largest offset, in output pixels.
+        backend: what computes it.
 
     Returns:
         The query (N, d, Y, X), channels-last, in its dtype or that which autocast has for
