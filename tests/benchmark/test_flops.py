@@ -61,6 +61,7 @@ def test_fused_operators_count_as_those_that_they_stand_for(name):
     if name == "LDAAQU":
         network = 8 * 9 + 5 * 8 + 8 + 2 * 4 * 18 * 9  # convolution, norm, GELU, convolution
         assert count.by_operator["predict_offsets"] == (network + 2 * 2 * 18) * outputs
+    assert count.by_operator["upsample_bilinear2d"] == 4 * 8 * outputs
     assert count.is_complete
 
 

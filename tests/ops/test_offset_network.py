@@ -1,8 +1,10 @@
+import operator
+
 import numpy as np
 import oracle
 import pytest
 import torch
-from lda_aqu.ops import cpp, predict_offsets
+from lda_aqu.ops import cpp, predict_offsets, resize_and_predict_offsets
 from torch.nn import functional as F
 
 OP = torch.ops.lda_aqu.predict_offsets.default
@@ -21,14 +23,26 @@ SHAPES = [
     (1, 1, 8, 33, 9, 7, 3, 4.0),
     (1, 2, 20, 35, 33, 3, 3, 5.0),
     # every remainder of the tiles of rows
-    *((1, 1, 3, height, 18, 3, 1, 2.0) for height in (1, 2, 4, 7, 8, 9, 33, 66)),
+    *((1, 1, 6, height, 18, 3, 1, 2.0) for height in (1, 2, 4, 7, 8, 9, 33, 66)),
 ]
 LAYOUTS = ["contiguous", "channels_last", "cut", "transposed"]
+# From the size that the network sees to that of the query which is resized to it; None: it is not.
+RESIZES = {
+    "not": lambda height, width: None,
+    "halved": lambda height, width: ((height + 1) // 2, (width + 1) // 2),
+    "wider": lambda height, width: (3 * height + 1, 2 * width + 3),
+    "mixed": lambda height, width: (1, width + 5),
+    "pixel": lambda height, width: (1, 1),
+    "same": lambda height, width: (height, width),
+}
 
 
-def draw(shape: tuple, dtype=torch.float64, requires_grad: bool = False) -> tuple:
-    """Arguments of the operator but for the backend."""
+def draw(
+    shape: tuple, dtype=torch.float64, requires_grad: bool = False, resized: str = "not"
+) -> tuple:
+    """Arguments of the operator but for the size and the backend."""
     batch, groups, channels, height, width, kernel, window, offset_range = shape
+    height, width = RESIZES[resized](height, width) or (height, width)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int, scale: float = 1.0) -> torch.Tensor:
@@ -48,15 +62,20 @@ def draw(shape: tuple, dtype=torch.float64, requires_grad: bool = False) -> tupl
     )
 
 
-def compose(query, depthwise, weight, bias, conv_weight, conv_bias, groups, offset_range):
-    """The same in functions of torch.nn, differentiable."""
-    batch, depth, *size = query.shape
+def compose(
+    query, depthwise, weight, bias, conv_weight, conv_bias, groups, offset_range, size=None
+):
+    """The same in functions of torch.nn, differentiable: offsets, and the query if resized."""
+    if size:
+        query = F.interpolate(query, size, mode="bilinear", align_corners=True)
+    batch, depth, *output_size = query.shape
     channels = depth // groups
-    x = query.reshape(batch * groups, channels, *size)
+    x = query.reshape(batch * groups, channels, *output_size)
     x = F.conv2d(x, depthwise, padding=1, groups=channels).permute(0, 2, 3, 1)
     x = F.gelu(F.layer_norm(x, (channels,), weight, bias, 1e-5)).permute(0, 3, 1, 2)
     x = F.conv2d(x, conv_weight, conv_bias, padding=conv_weight.shape[-1] // 2)
-    return (offset_range * torch.tanh(x)).view(batch, groups, len(conv_bias) // 2, 2, *size)
+    x = (offset_range * torch.tanh(x)).view(batch, groups, len(conv_bias) // 2, 2, *output_size)
+    return [x, query] if size else [x]
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -68,19 +87,38 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     }[layout]()
 
 
-def run(inputs: tuple, backend: str, grad: torch.Tensor) -> list[torch.Tensor]:
-    """The offsets, and the gradients of all tensors."""
+def predict(inputs: tuple, backend: str, size: tuple | None) -> list[torch.Tensor]:
+    """The offsets and, if there is a size, the query, resized to it."""
+    if size is None:
+        return [predict_offsets(*inputs, backend)]
+    query, offsets = resize_and_predict_offsets(inputs[0], size, *inputs[1:], backend)
+    return [offsets, query]
+
+
+def run(
+    inputs: tuple, backend: str, grads: list[torch.Tensor], size: tuple | None = None
+) -> list[torch.Tensor]:
+    """The results, and the gradients of all tensors."""
     tensors = [i.detach().requires_grad_() for i in inputs[:6]]
-    offsets = predict_offsets(*tensors, *inputs[6:], backend)
-    return [offsets.detach(), *torch.autograd.grad(offsets, tensors, grad)]
+    results = predict((*tensors, *inputs[6:]), backend, size)
+    return [*(r.detach() for r in results), *torch.autograd.grad(results, tensors, grads)]
 
 
-def expected_of(inputs: tuple) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A gradient of the offsets; the offsets, and the gradients of all tensors; in float64."""
+def expected_of(
+    inputs: tuple, size: tuple | None = None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Gradients of the results; the results, and the gradients of all tensors; in float64."""
     tensors = [i.double().requires_grad_() for i in inputs[:6]]
-    offsets = compose(*tensors, *inputs[6:])
-    grad = torch.randn(offsets.shape, generator=torch.Generator().manual_seed(1)).double()
-    return grad, [offsets.detach(), *torch.autograd.grad(offsets, tensors, grad)]
+    results = compose(*tensors, *inputs[6:], size)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(r.shape, generator=generator).double() for r in results]
+    wanted = torch.autograd.grad(results, tensors, grads)
+    return grads, [*(r.detach() for r in results), *wanted]
+
+
+def size_of(shape: tuple, resized: str) -> tuple[int, int] | None:
+    """To which the query is resized."""
+    return None if resized == "not" else shape[3:5]
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -101,25 +139,51 @@ def test_matches_the_loops(backend):
         torch.testing.assert_close(offsets[n, group], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_matches_the_composition(shape, layout, backend):
-    inputs = draw(shape)
-    grad, expected = expected_of(inputs)
+def check_composition(inputs: tuple, layout: str, backend: str, size: tuple | None) -> None:
+    grads, expected = expected_of(inputs, size)
     inputs = (laid_out(inputs[0], layout), *inputs[1:])
-    for actual, wanted in zip(run(inputs, backend, grad), expected, strict=True):
+    for actual, wanted in zip(run(inputs, backend, grads, size), expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_the_composition(shape, layout, backend):
+    check_composition(draw(shape), layout, backend, None)
+
+
+@pytest.mark.parametrize("resized", [name for name in RESIZES if name != "not"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_resizes_the_query(shape, resized, backend):
+    check_composition(draw(shape, resized=resized), "contiguous", backend, shape[3:5])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resizes_any_layout(layout, backend):
+    shape = (2, 2, 5, 34, 19, 5, 3, 2.0)
+    check_composition(draw(shape, resized="halved"), layout, backend, shape[3:5])
+
+
 @needs_cpp
+@pytest.mark.parametrize("resized", ["not", "halved"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("instruction_set", ("generic", "avx2", "avx512"), indirect=True)
-def test_every_instruction_set_in_float32(instruction_set, shape):
+def test_every_instruction_set_in_float32(instruction_set, shape, resized):
     assert cpp.instruction_set() == instruction_set
-    inputs = draw(shape, torch.float32)
-    grad, expected = expected_of(inputs)
-    for actual, wanted in zip(run(inputs, "cpp", grad.float()), expected, strict=True):
+    inputs, size = draw(shape, torch.float32, resized=resized), size_of(shape, resized)
+    grads, expected = expected_of(inputs, size)
+    grads = [grad.float() for grad in grads]
+    for actual, wanted in zip(run(inputs, "cpp", grads, size), expected, strict=True):
         assert relative_error(actual, wanted) < 1e-5
+
+
+@needs_cpp
+def test_positions_in_wide_maps():
+    """In float32 as exact as pixels are: positions are not rounded at all."""
+    shape = (1, 1, 4, 3, 4001, 1, 1, 1.0)
+    inputs, size = draw(shape, torch.float32, resized="halved"), shape[3:5]
+    expected = compose(*(i.double() for i in inputs[:6]), *inputs[6:], size)[1]
+    assert relative_error(predict(inputs, "cpp", size)[1], expected) < 2e-7
 
 
 def chosen(shape: tuple, **changes: torch.Tensor) -> tuple:
@@ -146,24 +210,32 @@ def test_gelu_and_tanh_everywhere(instruction_set):
         assert relative_error(offsets, torch.tanh(first.double()).expand(50)) < 3e-7
 
 
-def test_gradients(backend):
-    inputs = draw((1, 2, 4, 3, 4, 3, 3, 2.0), requires_grad=True)
-    assert torch.autograd.gradcheck(predict_offsets, (*inputs, backend), fast_mode=True)
+@pytest.mark.parametrize("resized", ["not", "halved"])
+def test_gradients(resized, backend):
+    shape = (1, 2, 4, 3, 4, 3, 3, 2.0)
+    inputs, size = draw(shape, requires_grad=True, resized=resized), size_of(shape, resized)
+
+    def apply(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(predict((*tensors, *inputs[6:]), backend, size))
+
+    assert torch.autograd.gradcheck(apply, inputs[:6], fast_mode=True)
 
 
+@pytest.mark.parametrize("resized", ["not", "halved", "same"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(layout, backend):
-    query, *others = draw((2, 2, 4, 3, 5, 3, 3, 2.0), torch.float32, requires_grad=True)
+def test_opcheck(layout, resized, backend):
+    shape = (2, 2, 4, 3, 5, 3, 3, 2.0)
+    query, *others = draw(shape, torch.float32, requires_grad=True, resized=resized)
     query = laid_out(query.detach(), layout).requires_grad_()
-    torch.library.opcheck(OP, (query, *others, backend))
+    torch.library.opcheck(OP, (query, *others, size_of(shape, resized), backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype, backend):
     """The offsets of half-precision queries are in float32, their gradients are not."""
     inputs = draw((1, 2, 4, 5, 7, 3, 3, 2.0), dtype)
-    grad, expected = expected_of(inputs)
-    offsets, *grads = run(inputs, backend, grad.float())
+    grads, expected = expected_of(inputs)
+    offsets, *grads = run(inputs, backend, [grad.float() for grad in grads])
     assert offsets.dtype == torch.float32
     tolerance = 1e-5 if backend == "cpp" else 8 * torch.finfo(dtype).eps
     assert relative_error(offsets, expected[0]) < tolerance
@@ -172,21 +244,43 @@ def test_half_precision(dtype, backend):
         assert relative_error(actual, wanted) < 8 * torch.finfo(dtype).eps
 
 
-def test_autocast(backend):
-    inputs = draw((1, 2, 4, 5, 7, 3, 3, 2.0), torch.float32)
-    grad, expected = expected_of(inputs)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_resizes_half_precision(dtype, backend):
+    """The network sees the query as it is returned, rounded."""
+    shape = (1, 2, 4, 37, 7, 3, 3, 2.0)
+    inputs, size = draw(shape, dtype, resized="halved"), shape[3:5]
+    grads, expected = expected_of(inputs, size)
+    grads = [grads[0].float(), grads[1].to(dtype)]
+    offsets, query, *grads = run(inputs, backend, grads, size)
+    assert offsets.dtype == torch.float32
+    assert relative_error(query, expected[1]) < torch.finfo(dtype).eps
+    assert offsets.equal(predict_offsets(query, *inputs[1:], backend))
+    for actual, wanted in zip((query, *grads), expected[1:], strict=True):
+        assert actual.dtype == dtype
+        assert relative_error(actual, wanted) < 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("resized", ["not", "halved"])
+def test_autocast(resized, backend):
+    shape = (1, 2, 4, 5, 7, 3, 3, 2.0)
+    inputs, size = draw(shape, torch.float32, resized=resized), size_of(shape, resized)
+    grads, expected = expected_of(inputs, size)
+    dtypes = [torch.float32, torch.bfloat16]
     with torch.autocast("cpu", torch.bfloat16):
-        offsets, *grads = run(inputs, backend, grad.float())
-    assert {t.dtype for t in (offsets, *grads)} == {torch.float32}
-    for actual, wanted in zip((offsets, *grads), expected, strict=True):
+        grads = [g.to(dtype) for g, dtype in zip(grads, dtypes, strict=False)]
+        results = run(inputs, backend, grads, size)
+    assert [r.dtype for r in results] == [*dtypes[: len(grads)], *[torch.float32] * 6]
+    for actual, wanted in zip(results, expected, strict=True):
         assert 1e-5 < relative_error(actual, wanted) < 0.05
 
 
-def test_an_empty_batch(backend):
-    inputs = draw((0, 2, 4, 5, 7, 3, 3, 2.0))
-    offsets, grad_query, *grads = run(inputs, backend, torch.zeros(0, 2, 9, 2, 5, 7).double())
-    assert offsets.shape == (0, 2, 9, 2, 5, 7) and grad_query.shape == (0, 8, 5, 7)
-    assert all(grad.eq(0).all() for grad in grads)
+@pytest.mark.parametrize("resized", ["not", "halved"])
+def test_an_empty_batch(resized, backend):
+    shape = (0, 2, 4, 5, 7, 3, 3, 2.0)
+    inputs, size = draw(shape, resized=resized), size_of(shape, resized)
+    grads, expected = expected_of(inputs, size)
+    for actual, wanted in zip(run(inputs, backend, grads, size), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -199,9 +293,9 @@ def test_what_is_not_finite_stays_where_it_is_seen(y, x, bad, backend):
         return (rows.abs() <= reach) & (columns.abs() <= reach)
 
     grad = torch.ones(1, 2, 9, 2, 40, 21)
-    clean = run((query, *others), backend, grad)
+    clean = run((query, *others), backend, [grad])
     query[0, 0, y, x] = bad
-    offsets, grad_query, *_ = run((query, *others), backend, grad)
+    offsets, grad_query, *_ = run((query, *others), backend, [grad])
     assert offsets[0, 0].isnan().eq(within(2)).all()
     torch.testing.assert_close(offsets[0, 0, ..., ~within(2)], clean[0][0, 0, ..., ~within(2)])
     torch.testing.assert_close(offsets[0, 1], clean[0][0, 1])
@@ -211,48 +305,62 @@ def test_what_is_not_finite_stays_where_it_is_seen(y, x, bad, backend):
 
 
 @needs_cpp
-def test_bits_do_not_depend_on_the_threads():
-    inputs, threads = draw((2, 2, 12, 70, 37, 3, 3, 2.0), torch.float32), torch.get_num_threads()
-    grad = torch.randn(2, 2, 9, 2, 70, 37)
+@pytest.mark.parametrize("resized", ["not", "halved"])
+def test_bits_do_not_depend_on_the_threads(resized):
+    shape, threads = (2, 2, 12, 70, 37, 3, 3, 2.0), torch.get_num_threads()
+    inputs, size = draw(shape, torch.float32, resized=resized), size_of(shape, resized)
+    grads = [grad.float() for grad in expected_of(inputs, size)[0]]
     try:
         torch.set_num_threads(1)
-        expected = run(inputs, "cpp", grad)
+        expected = run(inputs, "cpp", grads, size)
         for count in (2, 3, 16):
             torch.set_num_threads(count)
-            for actual, wanted in zip(run(inputs, "cpp", grad), expected, strict=True):
+            for actual, wanted in zip(run(inputs, "cpp", grads, size), expected, strict=True):
                 assert actual.equal(wanted)
     finally:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("resized", ["not", "halved", "wider"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_writes_all_that_it_allocates(kernel, layout, backend):
-    inputs = draw((2, 2, 5, 34, 19, kernel, 3, 2.0), torch.float32)
+def test_writes_all_that_it_allocates(kernel, layout, resized, backend):
+    shape = (2, 2, 5, 34, 19, kernel, 3, 2.0)
+    inputs, size = draw(shape, torch.float32, resized=resized), size_of(shape, resized)
     inputs = (laid_out(inputs[0], layout), *inputs[1:])
-    grad = torch.randn(2, 2, 9, 2, 34, 19)
+    grads = [grad.float() for grad in expected_of(inputs, size)[0]]
     torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
     try:
-        results = run(inputs, backend, grad)
+        results = run(inputs, backend, grads, size)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(result.isfinite().all() for result in results)
 
 
-def test_saves_its_inputs_and_its_result_alone(backend):
-    inputs = draw((1, 2, 4, 5, 7, 3, 3, 2.0), torch.float32, requires_grad=True)
+@pytest.mark.parametrize("resized", ["not", "halved"])
+def test_saves_its_inputs_and_its_results_alone(resized, backend):
+    """Of a query that is resized the result alone."""
+    shape = (1, 2, 4, 5, 7, 3, 3, 2.0)
+    inputs = draw(shape, torch.float32, requires_grad=True, resized=resized)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()), id):
-        offsets = predict_offsets(*inputs, backend)
-    assert set(saved) <= {t.data_ptr() for t in (offsets, *inputs[:6])}
+        results = predict(inputs, backend, size_of(shape, resized))
+    allowed = (*results, *inputs[1:6], *(inputs[:1] if resized == "not" else ()))
+    assert set(saved) <= {t.data_ptr() for t in allowed}
 
 
-def test_compiles_in_one_graph():
-    inputs = draw((1, 2, 4, 5, 7, 3, 3, 2.0), torch.float32, requires_grad=True)
-    compiled = torch.compile(predict_offsets, fullgraph=True, backend="aot_eager")
-    offsets = compiled(*inputs)
-    torch.testing.assert_close(offsets, predict_offsets(*inputs))
-    offsets.sum().backward()
+@pytest.mark.parametrize("resized", ["not", "halved"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(dynamic, resized):
+    shape = (1, 2, 4, 5, 7, 3, 3, 2.0)
+    inputs, size = (
+        draw(shape, torch.float32, requires_grad=True, resized=resized),
+        size_of(shape, resized),
+    )
+    compiled = torch.compile(predict, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    results = compiled(inputs, "auto", size)
+    torch.testing.assert_close(results, predict(inputs, "auto", size))
+    sum(result.sum() for result in results).backward()
     assert inputs[0].grad.isfinite().all()
 
 
@@ -263,7 +371,8 @@ def test_exports_as_one_operator():
 
     tensors = draw((1, 2, 4, 5, 7, 3, 3, 2.0), torch.float32)[:6]
     program = torch.export.export(Module(), tensors)
-    assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [OP]
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called == [OP, operator.getitem]
     torch.testing.assert_close(program.module()(*tensors), Module()(*tensors))
 
 
@@ -285,3 +394,12 @@ def test_shapes_that_do_not_fit_raise(index, change, message):
     inputs[index] = change
     with pytest.raises(RuntimeError, match=message):
         predict_offsets(*inputs)
+
+
+@pytest.mark.parametrize("size", [(4,), (0, 3), (3, -1), (2, 3, 4)])
+def test_sizes_that_are_none_raise(size):
+    query, *others = draw((1, 2, 4, 5, 5, 3, 3, 2.0), torch.float32)
+    with pytest.raises(RuntimeError, match=r"expected a size \(Y, X\)"):
+        resize_and_predict_offsets(query, size, *others)
+    with pytest.raises(RuntimeError, match=r"for a query \(1, 8, 0, 5\)"):
+        resize_and_predict_offsets(query[:, :, :0], (4, 4), *others)

@@ -29,7 +29,7 @@ REDUCTIONS = "cumsum linalg_vector_norm mean norm prod sum"
 NO_ARITHMETIC = """
     Bool Float Int IntImplicit __or__ alias amax amin any all arange argmax argsort as_strided
     bitwise_and broadcast_tensors channel_shuffle clamp_max clamp_min clone col2im constant_pad_nd
-    diff dim empty_like expand_as feature_dropout fill fill_ floor_divide im2col index_select
+    diff dim empty_like expand_as feature_dropout fill fill_ flip floor_divide im2col index_select
     is_floating_point isfinite le len linspace logical_and logical_not logical_or lt masked_select
     max_pool2d meshgrid movedim moveaxis ne new_ones nonzero_numpy numel numpy_T one_hot ones_like
     pad pixel_shuffle pixel_unshuffle reflection_pad2d repeat repeat_interleave replication_pad2d
@@ -71,18 +71,21 @@ def _local_deformable_attention(inputs: list[Any], outputs: list[Any]) -> Counte
 
 
 def _predict_offsets(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """Of query, depthwise and norm parameters, convolution: as by the operators it stands for."""
-    batch, depth, height, width = get_shape(inputs[0])
-    kernel = prod(get_shape(inputs[4])[2:])
-    groups, points = get_shape(outputs[0])[1:3]
+    """Of query, network, groups, range, size or None: as by the operators it stands for."""
+    batch, depth, *query_size = get_shape(inputs[0])
+    outputs_of_conv, _, *kernel = get_shape(inputs[4])
+    groups, points = inputs[6].toIValue(), outputs_of_conv // 2
+    size = [side.toIValue() for side in inputs[8].node().inputs()]  # none of a constant None
     per_pixel = (
         depth * 9  # depthwise convolution
         + depth * 5  # normalisation
         + depth  # GELU
-        + depth * kernel * 2 * points  # convolution
+        + depth * prod(kernel) * 2 * points  # convolution
         + groups * 2 * points * 2  # tanh and range
     )
-    return Counter({"predict_offsets": batch * height * width * per_pixel})
+    pixels = batch * prod(size or query_size)
+    resize = {"upsample_bilinear2d": 4 * depth * pixels} if size else {}
+    return Counter({"predict_offsets": pixels * per_pixel, **resize})
 
 
 def _project_normalized(inputs: list[Any], outputs: list[Any]) -> Counter:

@@ -157,7 +157,8 @@ def agreement_table(agreements: Sequence[Agreement]) -> Table:
         ],
         (
             "errors: |a - b| / |b|, where b is the published algorithm in float64",
-            "allowed below float64: twice what the published algorithm in that type is off by",
+            "allowed below float64: twice what the published algorithm in that type is off by, and "
+            "no less than rounding of positions can do",
         ),
     )
 

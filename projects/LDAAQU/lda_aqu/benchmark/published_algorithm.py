@@ -15,22 +15,23 @@ from ..upsamplers import LDAAQU
 class PublishedLDAAQU(LDAAQU):
     """:class:`LDAAQU` with the same parameters, in the steps in which it was published.
 
-    The keys and values of all k_u² points are sampled as one map of k_u times the output's size,
-    laid out anew with the points and channels of each output pixel side by side, and attended to
-    by batched matrix products. It is what the time and memory of the project's operator are
-    compared with, and an independent statement of what it must compute.
+    Keys and values take the same way one after the other: the positions of all k_u² points become
+    the grid of one map of k_u times the output's size, that map is sampled, and laid out anew with
+    the points and channels of each output pixel side by side, for batched matrix products. It is
+    what the time and memory of the project's operator are compared with, and an independent
+    statement of what it must compute.
     """
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) to (N, C, H', W')."""
         size = self.target_size(x, output_size)
         normalized = _layer_norm(x, self.layer_norm.norm)
-        key = F.conv2d(normalized, self.proj_k.weight)
         query = F.conv2d(normalized, self.proj_q.weight)
+        key = F.conv2d(normalized, self.proj_k.weight)
         query = F.interpolate(query, size, mode="bilinear", align_corners=True)
 
-        grid = self._grid(query)
-        keys, values = self._sample(key, grid), self._sample(x, grid)
+        offsets = self._offsets_from_centre(query)
+        keys, values = self._sample(key, offsets), self._sample(x, offsets)
         if self.relative_position_bias_table is not None:
             keys = keys + self.relative_position_bias_table
         # (N, h, H'W', 1, d/h)
@@ -39,39 +40,41 @@ class PublishedLDAAQU(LDAAQU):
         output = attention.softmax(-1) @ values
         return output.squeeze(3).transpose(2, 3).reshape(x.shape[0], x.shape[1], *size)
 
-    def _grid(self, query: Tensor) -> Tensor:
-        """Sampling positions in [-1, 1] for queries (N, d, H', W'): (N * g, k_u H', k_u W', 2)."""
+    def _offsets_from_centre(self, query: Tensor) -> Tensor:
+        """(N, d, H', W') to (N * g, k_u, k_u, 2, H', W'): (dy, dx), the window's included."""
         n, depth, height, width = query.shape
         depthwise, norm, _, predict = self.conv_offset
         hidden = query.reshape(n * self.num_groups, depth // self.num_groups, height, width)
         hidden = F.conv2d(hidden, depthwise.weight, padding=1, groups=hidden.shape[1])
         hidden = F.gelu(_layer_norm(hidden, norm.norm))
         offsets = F.conv2d(hidden, predict.weight, predict.bias, padding=predict.padding)
-        offsets = self.offset_range * offsets.tanh()
-
         side = math.isqrt(self.num_points)
-        window = torch.arange(side, device=query.device) - side // 2
-        rows = torch.arange(height, device=query.device)
-        columns = torch.arange(width, device=query.device)
-        # (N * g, k_u, k_u, H', W') each
-        dy, dx = offsets.unflatten(1, (side, side, 2)).unbind(3)
-        y = dy + window[:, None, None, None] + rows[:, None]
-        x = dx + window[:, None, None] + columns
-        y = y * (2 / (height - 1) if height > 1 else 0.0) - 1
-        x = x * (2 / (width - 1) if width > 1 else 0.0) - 1
-        grid = torch.stack((x, y), -1).transpose(2, 3)
-        return grid.reshape(len(offsets), side * height, side * width, 2)
+        axis = torch.arange(side, device=query.device, dtype=query.dtype) - side // 2
+        window = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
+        offsets = (self.offset_range * offsets.tanh()).unflatten(1, (side, side, 2))
+        return offsets + window[..., None, None]
 
-    def _sample(self, source: Tensor, grid: Tensor) -> Tensor:
+    def _sample(self, source: Tensor, offsets: Tensor) -> Tensor:
         """All points of (N, C, H, W), as batched products take them: (N, h, H'W', k_u², C / h)."""
         n, channels, height, width = source.shape
+        side, size = offsets.shape[1], offsets.shape[-2:]
+        axes = (torch.arange(length, device=source.device) for length in size)
+        pixels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        # (N * g, k_u, H', k_u, W', 2)
+        positions = offsets.permute(0, 1, 4, 2, 5, 3) + pixels[:, None]
+        positions = positions.reshape(-1, side * size[0], side * size[1], 2)
+        for axis, length in enumerate(size):
+            scale = 2 / (length - 1) if length > 1 else 0.0
+            positions[..., axis] = positions[..., axis] * scale - 1
+
         groups = source.reshape(n * self.num_groups, channels // self.num_groups, height, width)
-        sampled = F.grid_sample(groups, grid, align_corners=True)
-        side = math.isqrt(self.num_points)
-        # (N * g, C / g, k_u H', k_u W') to (N, H'W', k_u², C)
+        sampled = F.grid_sample(groups, positions.flip(-1), align_corners=True)
+        # (N * g, C / g, k_u H', k_u W') to (N * g, k_u², C / g, H', W')
         sampled = sampled.unflatten(3, (side, -1)).unflatten(2, (side, -1))
-        sampled = sampled.permute(0, 3, 5, 2, 4, 1).flatten(1, 2).flatten(2, 3)
-        sampled = sampled.unflatten(0, (n, self.num_groups)).movedim(1, 3).flatten(3)
+        sampled = sampled.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        # to (N, H'W', k_u², C)
+        sampled = sampled.unflatten(0, (n, self.num_groups)).permute(0, 4, 5, 2, 1, 3)
+        sampled = sampled.flatten(4, 5).flatten(1, 2)
         return sampled.unflatten(3, (self.num_heads, -1)).movedim(3, 1)
 
 

@@ -3,7 +3,7 @@
 from .backends import BACKEND_CHOICES, BACKENDS, check_backend
 from .local_deformable_attention import local_deformable_attention
 from .normalized_projection import project_normalized
-from .offset_network import predict_offsets
+from .offset_network import predict_offsets, resize_and_predict_offsets
 from .reassembly import reassemble, similarity
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "predict_offsets",
     "project_normalized",
     "reassemble",
+    "resize_and_predict_offsets",
     "similarity",
 ]

@@ -4,6 +4,7 @@ The computation itself is that of one of the :mod:`lda_aqu.ops.backends`.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -60,14 +61,72 @@ def predict_offsets(
         RuntimeError: shapes, dtypes or devices do not fit one another, or the backend that was
             asked for cannot run.
     """
+    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    (offsets,) = _predict(query, parameters, num_groups, offset_range, None, backend)
+    return offsets
+
+
+def resize_and_predict_offsets(
+    query: Tensor,
+    size: Sequence[int],
+    depthwise: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    num_groups: int,
+    offset_range: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Resize the query, bilinearly with aligned corners, and predict the offsets from it.
+
+    As ``interpolate(query, size, mode="bilinear", align_corners=True)`` and
+    :func:`predict_offsets`, in one pass over memory; the backward pass keeps the resized query in
+    the place of the query.
+
+    Args:
+        query: (N, d, H, W), floating point; d is a multiple of g.
+        size: (Y, X), of the output.
+        depthwise: (d / g, 1, 3, 3); this and what follows is as for :func:`predict_offsets`.
+        norm_weight: (d / g).
+        norm_bias: (d / g).
+        conv_weight: (2 k², d / g, k_e, k_e).
+        conv_bias: (2 k²).
+        num_groups: g.
+        offset_range: the largest offset, in output pixels.
+        backend: what computes it.
+
+    Returns:
+        The query (N, d, Y, X), channels-last, in its dtype or that which autocast has for
+        convolutions, and the offsets (N, g, k², 2, Y, X) as of :func:`predict_offsets`.
+
+    Raises:
+        InputError: unknown backend.
+        RuntimeError: shapes, dtypes or devices do not fit one another, or the backend that was
+            asked for cannot run.
+    """
+    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    offsets, resized = _predict(query, parameters, num_groups, offset_range, size, backend)
+    return resized, offsets
+
+
+def _predict(
+    query: Tensor,
+    parameters: tuple[Tensor, ...],
+    num_groups: int,
+    offset_range: float,
+    size: Sequence[int] | None,
+    backend: str,
+) -> list[Tensor]:
     check_backend(backend)
     if query.dtype != (dtype := dtype_under_autocast(query)):
         query = query.to(dtype)
-    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     if is_exporting():
         # Unchecked: sizes are tensors while a graph is traced.
-        return plain.offset_network.forward(query, *parameters, num_groups, offset_range)
-    return _forward(query, *parameters, num_groups, offset_range, backend)
+        return plain.offset_network.forward(query, *parameters, num_groups, offset_range, size)
+    if size is not None and torch.jit.is_tracing():
+        size = [int(side) for side in size]  # tensors, in a trace, which a list of integers has not
+    return _forward(query, *parameters, num_groups, offset_range, size, backend)
 
 
 def _check(
@@ -78,11 +137,16 @@ def _check(
     conv_weight: Tensor,
     conv_bias: Tensor,
     num_groups: int,
+    size: Sequence[int] | None,
 ) -> None:
     """Raise RuntimeError unless the inputs fit the schema. Works on fake tensors."""
     torch._check(
         query.dim() == 4 and num_groups > 0 and query.shape[1] % num_groups == 0,
         lambda: f"expected a 4-d query of {num_groups} groups, got {tuple(query.shape)}",
+    )
+    torch._check(
+        size is None or (len(size) == 2 and all(side > 0 for side in (*size, *query.shape[2:]))),
+        lambda: f"expected a size (Y, X), got {size} for a query {tuple(query.shape)}",
     )
     channels = query.shape[1] // num_groups
     torch._check(
@@ -125,12 +189,14 @@ def _forward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
+    size: Sequence[int] | None,
     backend: str,
-) -> Tensor:
+) -> list[Tensor]:
+    """The offsets and, if there is a size to which the query is resized, the resized query."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
-    _check(query, *parameters, num_groups)
+    _check(query, *parameters, num_groups, size)
     compute = choose_backend(backend, query.device).offset_network.forward
-    return compute(query, *parameters, num_groups, offset_range)
+    return compute(query, *parameters, num_groups, offset_range, size)
 
 
 @_forward.register_fake
@@ -143,19 +209,20 @@ def _(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
+    size: Sequence[int] | None,
     backend: str,
-) -> Tensor:
-    _check(query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias, num_groups)
-    batch, _, height, width = query.shape
-    return query.new_empty(
-        (batch, num_groups, conv_weight.shape[0] // 2, 2, height, width),
+) -> list[Tensor]:
+    _check(query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias, num_groups, size)
+    offsets = query.new_empty(
+        (len(query), num_groups, conv_weight.shape[0] // 2, 2, *(size or query.shape[2:])),
         dtype=torch.promote_types(query.dtype, torch.float32),
     )
+    return [offsets, _empty_of_size(query, size)] if size else [offsets]
 
 
 @torch.library.custom_op("lda_aqu::predict_offsets_backward", mutates_args=())
 def _backward(
-    grad_offsets: Tensor,
+    grads: Sequence[Tensor],
     offsets: Tensor,
     query: Tensor,
     depthwise: Tensor,
@@ -165,17 +232,23 @@ def _backward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
+    size: Sequence[int] | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of the resized query, if there are two gradients; ``size`` is then the query's before."""
     inputs = (query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     compute = choose_backend(backend, query.device).offset_network.backward
-    grads = compute(grad_offsets, offsets, *inputs, num_groups, offset_range)
-    return tuple(laid_out_as(g, t) for g, t in zip(grads, inputs, strict=True))
+    grad_query, *others = compute(grads, offsets, *inputs, num_groups, offset_range, size)
+    if size:
+        grad_query = grad_query.contiguous(memory_format=torch.channels_last)
+    else:
+        grad_query = laid_out_as(grad_query, query)
+    return (grad_query, *map(laid_out_as, others, inputs[1:]))
 
 
 @_backward.register_fake
 def _(
-    grad_offsets: Tensor,
+    grads: Sequence[Tensor],
     offsets: Tensor,
     query: Tensor,
     depthwise: Tensor,
@@ -185,20 +258,31 @@ def _(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
+    size: Sequence[int] | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
-    return tuple(map(torch.empty_like, inputs))
+    parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
+    grad_query = _empty_of_size(query, size) if size else torch.empty_like(query)
+    return (grad_query, *map(torch.empty_like, parameters))
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.num_groups, ctx.offset_range, ctx.backend = inputs
-    ctx.save_for_backward(output, *tensors)
+def _empty_of_size(query: Tensor, size: Sequence[int]) -> Tensor:
+    """Of another size, channels-last."""
+    shape, like = (*query.shape[:2], *size), {"dtype": query.dtype, "device": query.device}
+    return torch.empty(shape, **like, memory_format=torch.channels_last)
 
 
-def _autograd(ctx, grad_offsets: Tensor) -> tuple[Tensor | None, ...]:
-    settings = (ctx.num_groups, ctx.offset_range, ctx.backend)
-    return (*_backward(grad_offsets, *ctx.saved_tensors, *settings), None, None, None)
+def _setup_context(ctx, inputs: tuple, output: list[Tensor]) -> None:
+    query, *parameters, ctx.num_groups, ctx.offset_range, size, ctx.backend = inputs
+    ctx.size = tuple(query.shape[2:]) if size else None
+    offsets, *resized = output
+    ctx.save_for_backward(offsets, *(resized or [query]), *parameters)
+
+
+def _autograd(ctx, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
+    settings = (ctx.num_groups, ctx.offset_range, ctx.size, ctx.backend)
+    grads_of_inputs = _backward(grads, *ctx.saved_tensors, *settings)
+    return (*grads_of_inputs, None, None, None, None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

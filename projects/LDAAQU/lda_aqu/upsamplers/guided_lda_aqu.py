@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..ops import predict_offsets
 from .base import GuidedUpsampler
 from .channel_layer_norm import ChannelLayerNorm
 from .lau import Sampling
@@ -39,15 +40,15 @@ class GuidedLDAAQU(LDAAQU, GuidedUpsampler):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
-        return self._upsample(x, *self._query_and_key(x, guide))
+        return self._attend(x, *self._query_key_offsets(x, guide))
 
     def sampling(self, x: Tensor, guide: Tensor) -> Sampling:
         """The positions and weights with which :meth:`forward` upsamples (N, C, H, W)."""
-        return self._sampling(*self._query_and_key(x, guide))
+        return self._sampling(*self._query_key_offsets(x, guide))
 
-    def _query_and_key(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) and (N, C, H', W') to (N, d, H', W') and (N, d, H, W)."""
+    def _query_key_offsets(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C, H, W) and (N, C, H', W') to those of :class:`LAU`, the query from the guide."""
         self.guide_size(x, guide)
         (query,) = self._project(guide, self.guide_norm, self.proj_q)
         (key,) = self._project(x, self.layer_norm, self.proj_k)
-        return query, key
+        return query, key, predict_offsets(query, *self._offset_network(), self.backend)

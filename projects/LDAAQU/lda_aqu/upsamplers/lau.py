@@ -127,11 +127,11 @@ class LAU(Upsampler):
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) to (N, C, H', W')."""
-        return self._upsample(x, *self._query_and_key(x, output_size))
+        return self._attend(x, *self._query_key_offsets(x, output_size))
 
     def sampling(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Sampling:
         """The positions and weights with which :meth:`forward` upsamples (N, C, H, W)."""
-        return self._sampling(*self._query_and_key(x, output_size))
+        return self._sampling(*self._query_key_offsets(x, output_size))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let what ``to`` and its like do to parameters see a bias table of four axes.
@@ -144,13 +144,14 @@ class LAU(Upsampler):
 
         return super()._apply(apply, recurse)
 
-    def _query_and_key(
+    def _query_key_offsets(
         self, x: Tensor, output_size: tuple[int, int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) to (N, d, H', W') and (N, d, H, W)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C, H, W) to (N, d, H', W'), (N, d, H, W) and (N, g, k_u², 2, H', W')."""
         size = self.target_size(x, output_size)
         query, key = self._project(x, self.layer_norm, self.proj_q, self.proj_k)
-        return F.interpolate(query, size, mode="bilinear", align_corners=True), key
+        query, offsets = self._resize_query(query, size)
+        return query, key, offsets
 
     def _project(
         self, x: Tensor, layer_norm: ChannelLayerNorm, *projections: nn.Conv2d
@@ -159,28 +160,25 @@ class LAU(Upsampler):
         norm, weights = layer_norm.norm, [projection.weight for projection in projections]
         return project_normalized(x, norm.weight, norm.bias, weights, self.backend)
 
-    def _upsample(self, x: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        offsets, bias = self._offsets(query), self._position_bias()
-        return local_deformable_attention(
-            query, key, x, offsets, bias, self.num_heads, self.backend
-        )
+    def _resize_query(self, query: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(N, d, H, W) to (N, d, H', W') and its offsets: none, in no memory."""
+        query = F.interpolate(query, size, mode="bilinear", align_corners=True)
+        n, _, height, width = query.shape
+        zero = query.new_zeros((), dtype=torch.float32)
+        return query, zero.expand(n, 1, self.num_points, 2, height, width)
 
-    def _sampling(self, query: Tensor, key: Tensor) -> Sampling:
-        offsets, bias = self._offsets(query), self._position_bias()
-        return Sampling(
-            offsets, *plain.attention.sampling(query, key, offsets, bias, self.num_heads)
-        )
+    def _attend(self, x: Tensor, query: Tensor, key: Tensor, offsets: Tensor) -> Tensor:
+        bias, heads = self._position_bias(), self.num_heads
+        return local_deformable_attention(query, key, x, offsets, bias, heads, self.backend)
+
+    def _sampling(self, query: Tensor, key: Tensor, offsets: Tensor) -> Sampling:
+        bias, heads = self._position_bias(), self.num_heads
+        return Sampling(offsets, *plain.attention.sampling(query, key, offsets, bias, heads))
 
     def _position_bias(self) -> Tensor | None:
         """(heads, k_u², d / heads), as the operator takes it."""
         table = self.relative_position_bias_table
         return None if table is None else table[0, :, 0]
-
-    def _offsets(self, query: Tensor) -> Tensor:
-        """(N, g, k_u², 2, H', W') for queries (N, d, H', W'): none, in no memory."""
-        n, _, height, width = query.shape
-        zero = query.new_zeros((), dtype=torch.float32)
-        return zero.expand(n, 1, self.num_points, 2, height, width)
 
 
 def divide(name: str, value: int, divisor_name: str, divisor: int) -> int:

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops import predict_offsets
+from ..ops import resize_and_predict_offsets
 from .base import check_odd
 from .channel_layer_norm import ChannelLayerNorm
 from .lau import LAU, divide
@@ -101,11 +101,14 @@ class LDAAQU(LAU):
         nn.init.zeros_(self.conv_offset[3].weight)
         nn.init.zeros_(self.conv_offset[3].bias)
 
-    def _offsets(self, query: Tensor) -> Tensor:
-        """(N, d, H', W') to (N, g, k_u², 2, H', W'), (dy, dx) in output pixels."""
+    def _resize_query(self, query: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(N, d, H, W) to (N, d, H', W') and (N, g, k_u², 2, H', W'): (dy, dx) in output pixels."""
+        return resize_and_predict_offsets(query, size, *self._offset_network(), self.backend)
+
+    def _offset_network(self) -> tuple[Tensor | int | float, ...]:
+        """What the operators are told of the network."""
         depthwise, layer_norm, _, convolution = self.conv_offset
-        return predict_offsets(
-            query,
+        return (
             depthwise.weight,
             layer_norm.norm.weight,
             layer_norm.norm.bias,
@@ -113,7 +116,6 @@ class LDAAQU(LAU):
             convolution.bias,
             self.num_groups,
             self.offset_range,
-            self.backend,
         )
 
 

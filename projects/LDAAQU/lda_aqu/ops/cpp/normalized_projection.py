@@ -15,7 +15,7 @@ from ..autocast import without_autocast
 from ..plain.normalized_projection import EPSILON
 from .library import DTYPES, fields, in_huge_pages, run
 
-CHUNK = 2**20
+CHUNK = 2**19
 """Elements of the normalised map that exist at once: few enough for a CPU's cache."""
 
 
@@ -41,7 +41,8 @@ def forward(
     with without_autocast(x):
         pixels = _Pixels(x)
         matrices = [weight.flatten(1).to(pixels.dtype) for weight in weights]
-        scaled = [(matrix * norm_weight.to(pixels.dtype)).T for matrix in matrices]
+        # In the order in which the products read them fastest.
+        scaled = [(matrix * norm_weight.to(pixels.dtype)).T.contiguous() for matrix in matrices]
         biases = [matrix @ norm_bias.to(pixels.dtype) for matrix in matrices]
         outputs = [in_huge_pages(pixels.new_empty(len(matrix))) for matrix in matrices]
         for chunk, normalized in pixels.standardize():

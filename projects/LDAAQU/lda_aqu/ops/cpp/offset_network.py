@@ -1,6 +1,7 @@
 """The offset network by the compiled CPU kernels."""
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +14,14 @@ class OffsetProblem(ctypes.Structure):
     """The struct of offset_problem.h."""
 
     _fields_ = (
-        *fields(ctypes.c_int64, "batch depth groups height width kernel_size outputs"),
-        *fields(ctypes.c_int64, "threads dtype"),
+        *fields(ctypes.c_int64, "batch depth groups height width in_height in_width"),
+        *fields(ctypes.c_int64, "kernel_size outputs threads dtype"),
         *fields(ctypes.c_int64 * 4, "query_strides grad_query_strides"),
         *fields(ctypes.c_double, "offset_range epsilon"),
-        *fields(ctypes.c_void_p, "query depthwise norm_weight norm_bias conv_weight conv_bias"),
-        *fields(ctypes.c_void_p, "offsets grad_offsets grad_query grad_depthwise grad_norm_weight"),
-        *fields(ctypes.c_void_p, "grad_norm_bias grad_conv_weight grad_conv_bias workspace"),
+        *fields(ctypes.c_void_p, "source query depthwise norm_weight norm_bias conv_weight"),
+        *fields(ctypes.c_void_p, "conv_bias offsets grad_offsets grad_resized grad_query"),
+        *fields(ctypes.c_void_p, "grad_depthwise grad_norm_weight grad_norm_bias grad_conv_weight"),
+        *fields(ctypes.c_void_p, "grad_conv_bias workspace"),
     )
 
 
@@ -35,20 +37,25 @@ def forward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
-) -> Tensor:
-    """See :func:`lda_aqu.ops.predict_offsets`. Computes in float32 at least."""
+    size: Sequence[int] | None,
+) -> list[Tensor]:
+    """See :func:`.plain.offset_network.forward`. Computes in float32 at least."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
-    call = _Call(query, parameters, num_groups, offset_range)
-    (batch, _, *size), points = query.shape, conv_weight.shape[0] // 2
-    offsets = in_huge_pages(torch.empty((batch, num_groups, points, 2, *size), dtype=call.dtype))
+    source = _readable(query)
+    resized = [_empty_channels_last(source, size)] if size else []
+    call = _Call(resized[0] if size else source, parameters, num_groups, offset_range)
+    if size:
+        call.set_source(source)
+    shape = (len(query), num_groups, conv_weight.shape[0] // 2, 2, *(size or query.shape[2:]))
+    offsets = in_huge_pages(torch.empty(shape, dtype=call.dtype))
     if offsets.numel():
         call.set_tensor("offsets", offsets)
         call.run("predict_offsets", "offset_workspace_size", is_backward=False)
-    return offsets
+    return [offsets, *(r.to(query.dtype) for r in resized)]
 
 
 def backward(
-    grad_offsets: Tensor,
+    grads: Sequence[Tensor],
     offsets: Tensor,
     query: Tensor,
     depthwise: Tensor,
@@ -58,23 +65,42 @@ def backward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
+    size: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the query and the five parameters, in their order."""
+    """See :func:`.plain.offset_network.backward`."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
-    call = _Call(query, parameters, num_groups, offset_range)
-    grad_query = in_huge_pages(torch.empty_like(call.query))
-    grads = [torch.zeros(parameter.shape, dtype=call.dtype) for parameter in parameters]
+    grad_offsets, *grad_resized = grads
+    readable = _readable(query)
+    call = _Call(readable, parameters, num_groups, offset_range)
+    if size:
+        grad_query = _empty_channels_last(readable, size)
+        call.set_grad_resized(grad_resized[0].to(readable.dtype), size)
+    else:
+        grad_query = in_huge_pages(torch.empty_like(readable))
+    grads_of_parameters = [torch.zeros(p.shape, dtype=call.dtype) for p in parameters]
     if offsets.numel():
         call.set_tensor("offsets", offsets.to(call.dtype).contiguous())
         call.set_tensor("grad_offsets", grad_offsets.to(call.dtype).contiguous())
         call.set_tensor("grad_query", grad_query, "grad_query_strides")
-        for name, grad in zip(PARAMETERS, grads, strict=True):
+        for name, grad in zip(PARAMETERS, grads_of_parameters, strict=True):
             call.set_tensor(f"grad_{name}", grad)
         call.run("predict_offsets_backward", "offset_workspace_size", is_backward=True)
     return (
         grad_query.to(query.dtype),
-        *(g.to(parameter.dtype) for g, parameter in zip(grads, parameters, strict=True)),
+        *(g.to(p.dtype) for g, p in zip(grads_of_parameters, parameters, strict=True)),
     )
+
+
+def _readable(query: Tensor) -> Tensor:
+    """In a dtype that the kernels know."""
+    return query if query.dtype in DTYPES else query.float()
+
+
+def _empty_channels_last(query: Tensor, size: Sequence[int]) -> Tensor:
+    """As the query, but of another size."""
+    shape = (*query.shape[:2], *size)
+    channels_last = torch.channels_last
+    return in_huge_pages(torch.empty(shape, dtype=query.dtype, memory_format=channels_last))
 
 
 class _Call(Call):
@@ -83,8 +109,7 @@ class _Call(Call):
     def __init__(
         self, query: Tensor, parameters: tuple[Tensor, ...], num_groups: int, offset_range: float
     ) -> None:
-        self.query = query if query.dtype in DTYPES else query.float()
-        self.dtype = torch.promote_types(self.query.dtype, torch.float32)
+        self.dtype = torch.promote_types(query.dtype, torch.float32)
         batch, depth, height, width = query.shape
         conv_weight = parameters[3]
         problem = OffsetProblem(
@@ -96,11 +121,21 @@ class _Call(Call):
             kernel_size=conv_weight.shape[-1],
             outputs=conv_weight.shape[0],
             threads=torch.get_num_threads(),
-            dtype=DTYPES.index(self.query.dtype),
+            dtype=DTYPES.index(query.dtype),
             offset_range=offset_range,
             epsilon=EPSILON,
         )
         super().__init__(problem)
-        self.set_tensor("query", self.query, "query_strides")
+        self.set_tensor("query", query, "query_strides")
         for name, parameter in zip(PARAMETERS, parameters, strict=True):
             self.set_tensor(name, parameter.to(self.dtype).contiguous())
+
+    def set_source(self, source: Tensor) -> None:
+        """What the query is to be resized from."""
+        self.problem.in_height, self.problem.in_width = source.shape[2:]
+        self.set_tensor("source", source.contiguous(memory_format=torch.channels_last))
+
+    def set_grad_resized(self, grad: Tensor, size: Sequence[int]) -> None:
+        """The gradient of the query, that was resized from ``size``, as far as it is known."""
+        self.problem.in_height, self.problem.in_width = size
+        self.set_tensor("grad_resized", grad.contiguous(memory_format=torch.channels_last))

@@ -13,6 +13,7 @@
 #include "convolution.h"
 #include "layout.h"
 #include "offset_problem.h"
+#include "resize.h"
 #include "winograd.h"
 
 namespace LDA_AQU_ISA {
@@ -45,7 +46,7 @@ struct Ring {
 };
 
 struct Band {
-    int64_t n, group, first, end;  // rows [first, end)
+    int64_t index, n, group, first, end;  // rows [first, end)
     bool has(int64_t y) const { return y >= first && y < end; }
 };
 
@@ -68,6 +69,7 @@ template <typename T>
 struct OffsetKernel {
     const OffsetProblem& p;
     const int64_t channels, reach, width;  // of a group; k_e / 2; rounded up to whole kPixels
+    const ResizedAxis rows, columns;       // of a query that is resized
     const T *depthwise, *norm_weight, *norm_bias, *conv_weight, *conv_bias;
 
     OffsetKernel(const OffsetProblem& problem)
@@ -75,6 +77,8 @@ struct OffsetKernel {
           channels(p.depth / p.groups),
           reach(p.kernel_size / 2),
           width(round_up(p.width, kPixels)),
+          rows(p.in_height, p.height),
+          columns(p.in_width, p.width),
           depthwise(static_cast<const T*>(p.depthwise)),
           norm_weight(static_cast<const T*>(p.norm_weight)),
           norm_bias(static_cast<const T*>(p.norm_bias)),
@@ -85,7 +89,7 @@ struct OffsetKernel {
     int64_t bands() const { return p.batch * p.groups * bands_per_map(); }
     Band band_at(int64_t index) const {
         const int64_t map = index / bands_per_map(), first = index % bands_per_map() * kBandRows;
-        return {map / p.groups, map % p.groups, first, min(first + kBandRows, p.height)};
+        return {index, map / p.groups, map % p.groups, first, min(first + kBandRows, p.height)};
     }
     bool is_outside(int64_t y) const { return y < 0 || y >= p.height; }
 
@@ -123,12 +127,19 @@ struct OffsetKernel {
             for (int64_t x = p.width; x < width; ++x) row[c * ring.stride + x] = 0;
     }
 
+    // The first pixel of row y, for the band's group.
+    template <typename S>
+    S* query_row(const Band& band, int64_t y) const {
+        const int64_t* stride = p.query_strides;
+        return static_cast<S*>(p.query) + band.n * stride[0] + band.group * channels * stride[1] +
+               y * stride[2];
+    }
+
     template <typename S>
     void load_query(const Band& band, int64_t y, const Ring<T>& query) const {
         if (is_outside(y)) return query.clear(y);
         const int64_t* stride = p.query_strides;
-        const S* map = static_cast<const S*>(p.query) + band.n * stride[0] +
-                       band.group * channels * stride[1] + y * stride[2];
+        const S* map = query_row<S>(band, y);
         // Channels and pixels change places: the rows of `load_pixels` are planes here.
         load_pixels(map, stride[3], stride[1], channels, p.width, query.row(y), query.stride);
         // The row below is next. Its pieces are too short for the processor to foresee.
@@ -263,6 +274,8 @@ struct OffsetForward : OffsetKernel<T> {
 
     struct Scratch {
         Ring<T> query, hidden;
+        T* blended;    // (W, c): a row of the source, of a row of the query
+        T* resized;    // (X, c): a row of the query that belongs to another band
         T* block;      // (c, kPixels)
         T* predicted;  // (kProducts, o, width)
         Tile<T> tile;
@@ -277,6 +290,8 @@ struct OffsetForward : OffsetKernel<T> {
             Scratch s;
             s.query = this->take_ring(arena, 3, channels);
             s.hidden = this->take_ring(arena, p.kernel_size + kTileRows - 1, channels);
+            s.blended = arena.take<T>(p.in_width * channels);
+            s.resized = arena.take<T>(p.in_width ? p.width * channels : 0);
             s.block = arena.take<T>(channels * kPixels);
             s.predicted = arena.take<T>(kProducts * p.outputs * this->width);
             s.tile = this->take_tile(arena, channels);
@@ -301,7 +316,8 @@ struct OffsetForward : OffsetKernel<T> {
             for (int64_t index = 0; index < this->bands(); ++index) {
                 const Band band = this->band_at(index);
                 for (int64_t y = band.first - reach - 1; y <= band.end + reach; ++y) {
-                    this->template load_query<S>(band, y, s.query);
+                    if (p.source && !this->is_outside(y)) resize_query<S>(band, y, s);
+                    else this->template load_query<S>(band, y, s.query);
                     if (y > band.first - reach)
                         this->compute_hidden(y - 1, s.query, s.block, s.hidden, nullptr);
                     const int64_t at = y - 1 - reach;
@@ -311,6 +327,27 @@ struct OffsetForward : OffsetKernel<T> {
                 }
             }
         }
+    }
+
+    template <typename S>
+    void resize_query(const Band& band, int64_t y, const Scratch& s) const {
+        const int64_t row = p.in_width * p.depth;
+        const S* const map = static_cast<const S*>(p.source) + band.n * p.in_height * row +
+                             band.group * channels;
+        const S *const above = map + this->rows.lower(y) * row;
+        const S *const below = map + this->rows.upper(y) * row;
+        for (int64_t x = 0; x < p.in_width; ++x)
+            interpolate(above + x * p.depth, below + x * p.depth, this->rows.template fraction<T>(y),
+                        channels, s.blended + x * channels);
+
+        const bool is_own = band.has(y);
+        S* const out = is_own ? this->template query_row<S>(band, y) : reinterpret_cast<S*>(s.resized);
+        const int64_t stride = is_own ? p.depth : channels;
+        for (int64_t x = 0; x < p.width; ++x)
+            interpolate(s.blended + this->columns.lower(x) * channels,
+                        s.blended + this->columns.upper(x) * channels,
+                        this->columns.template fraction<T>(x), channels, out + x * stride);
+        load_pixels(out, stride, 1, channels, p.width, s.query.row(y), s.query.stride);
     }
 
     void predict(const Band& band, int64_t y, int64_t count, const Scratch& s) const {
@@ -347,6 +384,8 @@ struct OffsetBackward : OffsetKernel<T> {
         Ring<T> grad_depthwise;  // of the depthwise convolution's result
         T* block;                // (c, kPixels)
         T* grad_hidden;          // (kProducts, c, width)
+        T* grad_resized;         // (X, c)
+        T* grad_blended;         // (W, c): of a row of the source, of a row of the query
         Tile<T> hidden_tile, grad_tile;
         T* sums;                 // (parameters()), the band's
         T* product_sums;         // (kProducts, c, 3, o), the convolution's
@@ -356,6 +395,7 @@ struct OffsetBackward : OffsetKernel<T> {
     Weights<T> weights;    // turned by 180°
     T* flipped_depthwise;  // (c, 3, 3), likewise
     T* band_sums;          // (bands(), parameters())
+    T* source_sums;        // (bands(), source_rows(), W, c): gradients of the source
     Scratch* scratch;
 
     OffsetBackward(const OffsetProblem& problem, Arena& arena)
@@ -363,6 +403,7 @@ struct OffsetBackward : OffsetKernel<T> {
         weights = this->take_weights(arena, p.outputs, channels);
         flipped_depthwise = arena.take<T>(channels * 9);
         band_sums = arena.take<T>(this->bands() * parameters());
+        source_sums = arena.take<T>(this->bands() * source_sums_size());
         scratch = arena.take<Scratch>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch s;
@@ -373,6 +414,8 @@ struct OffsetBackward : OffsetKernel<T> {
             s.grad_depthwise = this->take_ring(arena, kTileRows + 2, channels);
             s.block = arena.take<T>(channels * kPixels);
             s.grad_hidden = arena.take<T>(kProducts * channels * width);
+            s.grad_resized = arena.take<T>(p.in_width ? p.width * channels : 0);
+            s.grad_blended = arena.take<T>(p.in_width * channels);
             s.hidden_tile = this->take_tile(arena, channels);
             s.grad_tile = this->take_tile(arena, p.outputs);
             s.product_sums = arena.take<T>(product_sums());
@@ -389,6 +432,11 @@ struct OffsetBackward : OffsetKernel<T> {
     int64_t parameters() const { return bias_at() + p.outputs; }
     int64_t product_sums() const { return this->products() * channels * 3 * p.outputs; }
     int64_t lane_sums() const { return parameters() - norm_at(); }
+    // Rows of the source that the rows of a band are resized from, at most.
+    int64_t source_rows() const {
+        return min(p.in_height, static_cast<int64_t>((kBandRows - 1) * this->rows.step) + 3);
+    }
+    int64_t source_sums_size() const { return source_rows() * p.in_width * channels; }
 
     template <typename S>
     void run() const {
@@ -418,6 +466,7 @@ struct OffsetBackward : OffsetKernel<T> {
             }
         }
         sum_bands();
+        if (p.grad_resized) sum_source<S>();
     }
 
     void pack_weights() const {
@@ -437,6 +486,8 @@ struct OffsetBackward : OffsetKernel<T> {
     // The gradient of the depthwise convolution's result is needed one row beyond the band, too.
     template <typename S>
     void run_band(const Band& band, const Scratch& s) const {
+        T* const sums = source_sums + band.index * source_sums_size();
+        for (int64_t i = 0; i < source_sums_size(); ++i) sums[i] = 0;
         for (int64_t y = band.first - ahead - 1; y <= band.end + ahead + 1; ++y) {
             this->template load_query<S>(band, y, s.query);
             if (y > band.first - ahead)
@@ -511,8 +562,14 @@ struct OffsetBackward : OffsetKernel<T> {
                                                      channels, s.grad_tile, s.grad_hidden);
         for (int64_t i = 0; i < count; ++i)
             backward_row(first + i, band.has(first + i), s.grad_hidden + i * channels * width, s);
-        for (int64_t y = first; y < first + count; ++y)
-            if (y > band.first) store_grad_query<S>(band, y - 1, s);
+        for (int64_t y = first; y < first + count; ++y) {
+            if (y <= band.first) continue;
+            compute_grad_query(y - 1, s);
+            if (p.grad_resized)
+                add_grad_source<S>(band, y - 1, s);
+            else
+                store_grad_query<S>(band, y - 1, s);
+        }
     }
 
     // Back to that of the depthwise convolution's result.
@@ -571,27 +628,78 @@ struct OffsetBackward : OffsetKernel<T> {
         }
     }
 
-    template <typename S>
-    void store_grad_query(const Band& band, int64_t y, const Scratch& s) const {
+    // A row of it, in the place of `grad_hidden`, which is not needed any more.
+    void compute_grad_query(int64_t y, const Scratch& s) const {
         const Ring<T>& grads = s.grad_depthwise;
         const T* const rows[3] = {grads.row(y - 1), grads.row(y), grads.row(y + 1)};
-        T* const result = s.grad_hidden;  // which is not needed any more
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t x = 0; x < width; x += kPixels)
                 this->convolve_depthwise(rows, c * grads.stride + x, flipped_depthwise + c * 9,
-                                         result + c * width + x);
+                                         s.grad_hidden + c * width + x);
+    }
+
+    template <typename S>
+    void store_grad_query(const Band& band, int64_t y, const Scratch& s) const {
         const int64_t* stride = p.grad_query_strides;
         S* map = static_cast<S*>(p.grad_query) + band.n * stride[0] +
                  band.group * channels * stride[1] + y * stride[2];
         // As in `load_query`, channels and pixels change places.
         if constexpr (std::is_same_v<S, T>)
-            if (stride[1] == 1) {
-                for (int64_t x = 0; x < p.width; x += kPixels)
-                    transpose(result + x, width, channels, min(kPixels, p.width - x),
-                              map + x * stride[3], stride[3]);
-                return;
+            if (stride[1] == 1) return turn_over(s.grad_hidden, map, stride[3]);
+        store_pixels(s.grad_hidden, width, channels, p.width, map, stride[3], stride[1]);
+    }
+
+    // (c, width) to (X, c).
+    void turn_over(const T* planes, T* pixels, int64_t stride) const {
+        for (int64_t x = 0; x < p.width; x += kPixels)
+            transpose(planes + x, width, channels, min(kPixels, p.width - x), pixels + x * stride,
+                      stride);
+    }
+
+    template <typename S>
+    void add_grad_source(const Band& band, int64_t y, const Scratch& s) const {
+        turn_over(s.grad_hidden, s.grad_resized, channels);
+        const S* known = static_cast<const S*>(p.grad_resized) +
+                         (band.n * p.height + y) * p.width * p.depth + band.group * channels;
+        const int64_t size = p.in_width * channels;
+        for (int64_t i = 0; i < size; ++i) s.grad_blended[i] = 0;
+        for (int64_t x = 0; x < p.width; ++x, known += p.depth) {
+            T* const grad = s.grad_resized + x * channels;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; ++c) grad[c] += widen<S, T>(known[c]);
+            interpolate_backward(grad, this->columns.template fraction<T>(x), channels,
+                                 s.grad_blended + this->columns.lower(x) * channels,
+                                 s.grad_blended + this->columns.upper(x) * channels);
+        }
+        T* const sums = source_sums + band.index * source_sums_size();
+        const int64_t first = this->rows.lower(band.first);
+        interpolate_backward(s.grad_blended, this->rows.template fraction<T>(y), size,
+                             sums + (this->rows.lower(y) - first) * size,
+                             sums + (this->rows.upper(y) - first) * size);
+    }
+
+    // Neighbouring bands share rows of the source.
+    template <typename S>
+    void sum_source() const {
+        const int64_t size = p.in_width * channels, maps = p.batch * p.groups;
+#pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
+        for (int64_t row = 0; row < maps * p.in_height; ++row) {
+            const int64_t map = row / p.in_height, y = row % p.in_height;
+            T* const total = scratch[omp_get_thread_num()].grad_blended;
+            for (int64_t i = 0; i < size; ++i) total[i] = 0;
+            for (int64_t index = 0; index < this->bands_per_map(); ++index) {
+                const Band band = this->band_at(map * this->bands_per_map() + index);
+                const int64_t at = y - this->rows.lower(band.first);
+                if (at < 0 || y > this->rows.upper(band.end - 1)) continue;
+                const T* const sums = source_sums + band.index * source_sums_size() + at * size;
+                for (int64_t i = 0; i < size; ++i) total[i] += sums[i];
             }
-        store_pixels(result, width, channels, p.width, map, stride[3], stride[1]);
+            S* out = static_cast<S*>(p.grad_query) +
+                     (map / p.groups * p.in_height + y) * p.in_width * p.depth +
+                     map % p.groups * channels;
+            for (int64_t x = 0; x < p.in_width; ++x, out += p.depth)
+                for (int64_t c = 0; c < channels; ++c) out[c] = narrow<S, T>(total[x * channels + c]);
+        }
     }
 
     void sum_bands() const {

@@ -3,19 +3,25 @@
 #pragma once
 #include "attention_problem.h"
 
-// T is double where `dtype`, that of the query and its gradient, is kFloat64, else float. Everything
-// else is T and dense, in the order of its axes. c is d / g; o is 2 k².
+// T is double where `dtype`, that of the query, its source and their gradients, is kFloat64, else
+// float. Everything else is T and dense, in the order of its axes. `grad_query` is the gradient of the
+// source where there is one. c is d / g; o is 2 k².
 struct OffsetProblem {
-    int64_t batch, depth, groups, height, width, kernel_size, outputs, threads, dtype;
+    int64_t batch, depth, groups, height, width;
+    int64_t in_height, in_width;  // of the query before it is resized
+    int64_t kernel_size, outputs, threads, dtype;
     int64_t query_strides[4];  // (N, d, Y, X), in elements
     int64_t grad_query_strides[4];
     double offset_range, epsilon;
 
-    const void *query, *depthwise;         // depthwise (c, 3, 3)
+    const void* source;                    // (N, H, W, d), that the query is resized from, or null
+    void* query;                           // written where there is a source
+    const void* depthwise;                 // (c, 3, 3)
     const void *norm_weight, *norm_bias;   // (c)
     const void *conv_weight, *conv_bias;   // (o, c, k_e, k_e) and (o)
     void* offsets;                         // (N, g, o, Y, X); read by the backward pass
     const void* grad_offsets;
+    const void* grad_resized;              // (N, Y, X, d), of a query that was resized, or null
     void *grad_query, *grad_depthwise, *grad_norm_weight, *grad_norm_bias, *grad_conv_weight,
         *grad_conv_bias;
     void* workspace;

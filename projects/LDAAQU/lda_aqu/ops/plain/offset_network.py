@@ -2,8 +2,10 @@
 
 Shape shorthand:
     N: batch; d: channels of the query; g: groups; c: channels of a group, d / g
-    Y, X: size; K: points, k²
+    Y, X: size; H, W: size of the query before it is resized; K: points, k²
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,9 +25,16 @@ def forward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
-) -> Tensor:
-    """See :func:`lda_aqu.ops.predict_offsets`. Convolves in the dtype of the query."""
+    size: Sequence[int] | None,
+) -> list[Tensor]:
+    """The offsets and, if there is a size (Y, X), the query resized to it.
+
+    See :func:`lda_aqu.ops.resize_and_predict_offsets`. Convolves in the dtype of the query.
+    """
     with without_autocast(query):
+        if size:
+            query = F.interpolate(query, size, mode="bilinear", align_corners=True)
+            query = query.contiguous(memory_format=torch.channels_last)
         network = _Network(query, depthwise, conv_weight, num_groups)
         features = network.features()
         dtype = features.dtype
@@ -43,11 +52,12 @@ def forward(
         # Half precision has no room for fractions of a pixel.
         offsets = offset_range * torch.tanh(predicted.to(dtype))
         shape = (num_groups, conv_weight.shape[0] // 2, 2)
-        return offsets.unflatten(1, shape).contiguous()
+        offsets = offsets.unflatten(1, shape).contiguous()
+    return [offsets, query] if size else [offsets]
 
 
 def backward(
-    grad_offsets: Tensor,
+    grads: Sequence[Tensor],
     offsets: Tensor,
     query: Tensor,
     depthwise: Tensor,
@@ -57,9 +67,15 @@ def backward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
+    size: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the query and the five parameters, in their order."""
+    """Gradients of the query and the five parameters, in their order.
+
+    With a size (H, W), of the query before it was resized from that; there is the gradient of the
+    resized query, too, then.
+    """
     aten = torch.ops.aten
+    grad_offsets, *grad_resized = grads
     with without_autocast(query):
         network = _Network(query, depthwise, conv_weight, num_groups)
         features = network.features()
@@ -85,6 +101,8 @@ def backward(
         grad_query, grad_depthwise, _ = network.convolution_backward(
             grad_features, query, network.depthwise, 1, query.shape[1]
         )
+        for grad in grad_resized:
+            grad_query = _resize_backward(grad_query + grad, size)
     return (
         grad_query,
         network.sum_groups(grad_depthwise).to(depthwise.dtype),
@@ -93,6 +111,27 @@ def backward(
         network.sum_groups(grad_conv_weight).to(conv_weight.dtype),
         network.sum_groups(grad_conv_bias).to(conv_bias.dtype),
     )
+
+
+def _resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
+    """Gradient of a map (N, d, H, W) from that of the map (N, d, Y, X) it was resized to.
+
+    By products with the weights of interpolation, whose sums have one order on every device.
+    """
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    rows, columns = (
+        _interpolation(side, resized, grad.to(dtype))
+        for side, resized in zip(size, grad.shape[2:], strict=True)
+    )
+    return (rows.T @ grad.to(dtype) @ columns).to(grad.dtype)
+
+
+def _interpolation(size: int, resized: int, like: Tensor) -> Tensor:
+    """(resized, size): the weight of each pixel in those that are interpolated from it."""
+    scale = (size - 1) / (resized - 1) if resized > 1 else 0.0
+    positions = torch.arange(resized, dtype=torch.float64, device=like.device) * scale
+    distances = (positions[:, None] - torch.arange(size, device=like.device)).abs()
+    return (1 - distances).clamp(min=0).to(like.dtype)
 
 
 class _Network:
