@@ -5,10 +5,45 @@
 namespace LDA_AQU_ISA {
 namespace {
 
-// Outputs that are summed up at once, each in a register.
-constexpr int kConvolved = kVectorBytes == 64 ? 18 : 9;  // of the 2 k² of a 3 x 3 window
-constexpr int kConvolvedBack = kVectorBytes == 64 ? 16 : 8;
-constexpr int kCorrelated = kVectorBytes == 64 ? 9 : 3;  // with three taps each
+// Outputs that are summed up at once, with three vectors of pixels or three taps each: as many as
+// there are registers for. Less would load more than it multiplies.
+constexpr int kConvolved = kVectorBytes == 64 ? 9 : 3;  // of the 2 k² of a 3 x 3 window
+constexpr int kConvolvedBack = kVectorBytes == 64 ? 8 : 4;
+constexpr int kCorrelated = kVectorBytes == 64 ? 9 : 3;
+
+// Else it is loaded again wherever it is used.
+template <typename V>
+inline void keep_in_register(V& v) {
+#ifdef LDA_AQU_X86
+    asm("" : "+v"(v));
+#endif
+}
+
+// kVectors vectors of x in what `convolve` does for kOutputs of the outputs.
+template <typename T, int kOutputs, int kVectors>
+inline void convolve_vectors(const T* const* rows, int64_t count, int64_t kernel, const T* weights,
+                             int64_t outputs, int64_t x, T* out, int64_t out_stride) {
+    using V = Vector<T, kVectorBytes>;
+    typename V::type total[kOutputs][kVectors] = {};
+    for (int64_t r = 0; r < count; ++r)
+        for (int64_t k = 0; k < kernel; ++k, weights += outputs) {
+            typename V::type pixels[kVectors];
+#pragma GCC unroll 9
+            for (int i = 0; i < kVectors; ++i) pixels[i] = V::load(rows[r] + x + k + i * V::lanes);
+#pragma GCC unroll 9
+            for (int o = 0; o < kOutputs; ++o) {
+                auto weight = weights[o] - typename V::type{};  // in all lanes
+                keep_in_register(weight);
+#pragma GCC unroll 9
+                for (int i = 0; i < kVectors; ++i) total[o][i] += weight * pixels[i];
+            }
+        }
+#pragma GCC unroll 9
+    for (int o = 0; o < kOutputs; ++o)
+#pragma GCC unroll 9
+        for (int i = 0; i < kVectors; ++i)
+            V::store(out + o * out_stride + x + i * V::lanes, total[o][i]);
+}
 
 // out[o][x] = sum over r and k of weights[r][k][o] * rows[r][x + k].
 //
@@ -16,20 +51,17 @@ constexpr int kCorrelated = kVectorBytes == 64 ? 9 : 3;  // with three taps each
 template <typename T, int kOutputs>
 inline void convolve(const T* const* rows, int64_t count, int64_t kernel, const T* weights,
                      int64_t outputs, int64_t width, T* out, int64_t out_stride, int64_t first = 0) {
-    using V = Vector<T, kVectorBytes>;
-    for (; first + kOutputs <= outputs; first += kOutputs)
-        for (int64_t x = 0; x < width; x += V::lanes) {
-            typename V::type total[kOutputs] = {};
-            const T* w = weights + first;
-            for (int64_t r = 0; r < count; ++r)
-                for (int64_t k = 0; k < kernel; ++k, w += outputs) {
-                    const auto pixels = V::load(rows[r] + x + k);
-#pragma GCC unroll 32
-                    for (int o = 0; o < kOutputs; ++o) total[o] += w[o] * pixels;
-                }
-#pragma GCC unroll 32
-            for (int o = 0; o < kOutputs; ++o) V::store(out + (first + o) * out_stride + x, total[o]);
-        }
+    constexpr int64_t lanes = Vector<T, kVectorBytes>::lanes;
+    for (; first + kOutputs <= outputs; first += kOutputs) {
+        T* const some = out + first * out_stride;
+        int64_t x = 0;
+        for (; x + 2 * lanes < width; x += 3 * lanes)
+            convolve_vectors<T, kOutputs, 3>(rows, count, kernel, weights + first, outputs, x, some,
+                                             out_stride);
+        for (; x < width; x += lanes)
+            convolve_vectors<T, kOutputs, 1>(rows, count, kernel, weights + first, outputs, x, some,
+                                             out_stride);
+    }
     if constexpr (kOutputs > 1)
         if (first < outputs)
             convolve<T, kOutputs / 2>(rows, count, kernel, weights, outputs, width, out, out_stride,
@@ -49,9 +81,7 @@ inline void correlate_tile(const T* row, const T* grads, int64_t grad_stride, in
 #pragma GCC unroll 9
         for (int o = 0; o < kOutputs; ++o) {
             auto grad = V::load(grads + o * grad_stride + x);
-#ifdef LDA_AQU_X86
-            asm("" : "+v"(grad));  // in a register: else it is loaded again for each tap
-#endif
+            keep_in_register(grad);
 #pragma GCC unroll 9
             for (int k = 0; k < kTaps; ++k) total[k * kOutputs + o] += pixels[k] * grad;
         }
