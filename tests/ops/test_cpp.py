@@ -102,6 +102,29 @@ def test_smallest_maps(size, out):
         torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("depth, channels", [(24, 300), (420, 6)])
+def test_more_channels_than_are_scattered_at_once(depth, channels):
+    torch.manual_seed(0)
+    shapes = [(1, depth, *OUT), (1, depth, 9, 14), (1, channels, 9, 14), (1, 1, 9, 2, *OUT)]
+    inputs = (*(torch.randn(s, dtype=torch.float64) for s in shapes), None, 2)
+    grad = torch.randn(1, channels, *OUT, dtype=torch.float64)
+    expected = plain.backward(grad, *inputs)
+    for actual, wanted in zip(cpp.attention.backward(grad, *inputs), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("far", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30])
+def test_what_is_nowhere_passes_nothing_on(far):
+    query, key, value, offsets, bias, heads = wide_inputs(spread=0.5)
+    grad = torch.randn(2, 156, *OUT)
+    clean = cpp.attention.backward(grad, query, key, value, offsets, bias, heads)
+    offsets[:, :, :, :, :2, :6] = far
+    grads = cpp.attention.backward(grad, query, key, value, offsets, bias, heads)
+    for actual, wanted in zip(grads[1:3], clean[1:3], strict=True):
+        assert actual[..., 5:, :].equal(wanted[..., 5:, :])
+        assert actual[..., 8:].equal(wanted[..., 8:])
+
+
 def test_two_million_output_pixels():
     """Positions far from the origin are as exact in float32 as near ones."""
     torch.manual_seed(0)

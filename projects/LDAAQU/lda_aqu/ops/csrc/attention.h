@@ -44,13 +44,14 @@ struct Block {
 // The taps of the points of a strip and one group: where they are and what they weigh.
 template <typename T>
 struct Taps {
-    T *y, *x;        // (k², kStrip): position within the cell of the input grid
-    T* weights;      // (4, k², kStrip): of the corners (0, 0), (0, 1), (1, 0), (1, 1) of the cell
-    int32_t* pixel;  // (4, k², kStrip): pixel of the input, or -1 outside it
+    T *y, *x;       // (k², kStrip): position within the cell of the input grid
+    T* weights;     // (4, k², kStrip): of the corners (0, 0), (0, 1), (1, 0), (1, 1) of the cell
+    int32_t* cell;  // (k², kStrip): as GroupedMap numbers them
 };
 
-// A map (N, groups, H, W, C / groups): the groups apart, so that rows of channels lie close together
-// and use all sets of the cache.
+// A map (N, groups, bordered pixels, C / groups): the groups apart, so that rows of channels lie
+// close together and use all sets of the cache. The border is zero, so that cells at the edge are
+// like all others. Cells have the numbers of their corners (0, 0).
 template <typename T>
 struct GroupedMap {
     T* data;
@@ -60,12 +61,13 @@ struct GroupedMap {
 // What one thread works with. Lanes of a strip beyond its width hold what is never used.
 template <typename T>
 struct Scratch {
-    Taps<T>* taps;   // one for each group
-    T* attention;    // (heads, k², kStrip), for the forward pass
-    T* key_dots;     // (segments, 4, k², kStrip): q . key at the taps
-    T* pixel_dots;   // (kStrip, dots of a pixel)
-    T* tap_weights;  // (4, k², kStrip)
-    T* tile;         // (kBlockColumns, C + kPad): a row of the output, or its gradient, in a block
+    Taps<T>* taps;    // one for each group
+    T* attention;     // (heads, k², kStrip), for the forward pass
+    T* turned_query;  // (d, kStrip)
+    T* key_dots;      // (segments, k², 4, kStrip): q . key at the taps
+    T* pixel_dots;    // (kStrip, k², 4)
+    T* tap_weights;   // (4, k², kStrip)
+    T* tile;          // (kBlockColumns, C + kPad): a row of the output, or its gradient, in a block
 };
 
 template <typename T>
@@ -76,8 +78,6 @@ struct Kernel {
     const T *query, *offsets, *bias;
     const T scale, scale_y, scale_x;  // of the logits, and from output to input pixels
     T *row_base, *row_fraction, *column_base, *column_fraction;  // undeformed positions
-    T* zeros;
-    int32_t* bias_pixels;  // (k², rounded up to fours, kStrip): number of the point, or -1
     GroupedMap<T> key, value;
     Scratch<T>* scratch;
 
@@ -97,10 +97,8 @@ struct Kernel {
         row_fraction = arena.take<T>(rows);
         column_base = arena.take<T>(columns);
         column_fraction = arena.take<T>(columns);
-        zeros = arena.take<T>(p.channels > p.depth ? p.channels : p.depth);
-        bias_pixels = arena.take<int32_t>(bias_pixels_size());
-        key = {arena.take<T>(p.batch * in_pixels() * p.depth), p.depth};
-        value = {arena.take<T>(p.batch * in_pixels() * p.channels), p.channels};
+        key = {arena.take<T>(p.batch * bordered_pixels() * p.depth), p.depth};
+        value = {arena.take<T>(p.batch * bordered_pixels() * p.channels), p.channels};
         scratch = arena.take<Scratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch<T> s;
@@ -110,12 +108,13 @@ struct Kernel {
                 taps.y = arena.take<T>(corner);
                 taps.x = arena.take<T>(corner);
                 taps.weights = arena.take<T>(4 * corner);
-                taps.pixel = arena.take<int32_t>(4 * corner);
+                taps.cell = arena.take<int32_t>(corner);
                 if (arena.base) s.taps[group] = taps;
             }
             s.attention = arena.take<T>(p.heads * corner);
+            s.turned_query = arena.take<T>(p.depth * kStrip);
             s.key_dots = arena.take<T>(segments() * 4 * corner);
-            s.pixel_dots = arena.take<T>(kStrip * pixel_dots_stride());
+            s.pixel_dots = arena.take<T>(4 * corner);
             s.tap_weights = arena.take<T>(4 * corner);
             s.tile = arena.take<T>(kBlockColumns * tile_stride());
             if (arena.base) scratch[thread] = s;
@@ -126,10 +125,16 @@ struct Kernel {
         return out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0.0;
     }
 
-    int64_t in_pixels() const { return p.in_height * p.in_width; }
+    // The border of a map: a column to its left, which is also to the right of the row above, a row
+    // above it and two below, where the corners of `nowhere` are.
+    int64_t bordered_width() const { return p.in_width + 1; }
+    int64_t bordered_height() const { return p.in_height + 3; }
+    int64_t bordered_pixels() const { return bordered_height() * bordered_width(); }
+    // The cell of all positions that are not next to the map.
+    int32_t nowhere() const {
+        return static_cast<int32_t>((p.in_height + 1) * bordered_width());
+    }
     int64_t segments() const { return p.groups + p.heads - 1; }  // at most
-    int64_t bias_pixels_size() const { return round_up(num_points, 4) * kStrip; }
-    int64_t pixel_dots_stride() const { return 4 * num_points + 4; }
     int64_t tile_stride() const { return p.channels + kPad; }
     int64_t block_rows() const { return ceil_div(p.out_height, kBlockRows); }
     int64_t block_columns() const { return ceil_div(p.out_width, kBlockColumns); }
@@ -148,24 +153,26 @@ struct Kernel {
         fill_positions(p.in_height, p.out_height, p.out_height, row_base, row_fraction);
         fill_positions(p.in_width, p.out_width, round_up(p.out_width, kStrip), column_base,
                        column_fraction);
-        for (int64_t c = 0; c < p.channels || c < p.depth; ++c) zeros[c] = 0;
-        for (int64_t i = 0; i < bias_pixels_size(); ++i)
-            bias_pixels[i] = i < corner ? static_cast<int32_t>(i / kStrip) : -1;
         move(static_cast<const T*>(p.key), p.key_strides, key);
         move(static_cast<const T*>(p.value), p.value_strides, value);
     }
 
     // From a map (N, C, H, W).
     void move(const T* source, const int64_t* stride, const GroupedMap<T>& map) const {
-        const int64_t width = map.channels / p.groups;
+        const int64_t width = map.channels / p.groups, rows = bordered_height();
+        const int64_t row_size = bordered_width() * width;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
-        for (int64_t row = 0; row < p.batch * p.in_height; ++row) {
-            const int64_t n = row / p.in_height, y = row % p.in_height;
-            for (int64_t group = 0; group < p.groups; ++group)
-                load_pixels(source + n * stride[0] + group * width * stride[1] + y * stride[2],
-                            stride[1], stride[3], p.in_width, width,
-                            map.data + ((n * p.groups + group) * p.in_height + y) * p.in_width * width,
-                            width);
+        for (int64_t row = 0; row < p.batch * rows; ++row) {
+            const int64_t n = row / rows, y = row % rows - 1;
+            const bool inside = y >= 0 && y < p.in_height;
+            for (int64_t group = 0; group < p.groups; ++group) {
+                T* const target = map.data + ((n * p.groups + group) * rows + y + 1) * row_size;
+                for (int64_t i = 0; i < (inside ? width : row_size); ++i) target[i] = 0;
+                if (inside)
+                    load_pixels(source + n * stride[0] + group * width * stride[1] + y * stride[2],
+                                stride[1], stride[3], p.in_width, width, target + width, width,
+                                stride[2]);
+            }
         }
     }
 
@@ -199,7 +206,7 @@ struct Kernel {
                 load_strip(offset + stride[3], stride[5], s.width, x);
                 place_point(row_base[s.y + a], row_fraction[s.y + a], column_base + s.x + b,
                             column_fraction + s.x + b, y, x, taps.weights + i * kStrip,
-                            taps.pixel + i * kStrip);
+                            taps.cell + i * kStrip);
             }
     }
 
@@ -213,53 +220,41 @@ struct Kernel {
     }
 
     // One point of a strip: from offsets in y and x to positions within their cells, the weights of
-    // the corners and their pixels.
+    // the corners and the cells.
     void place_point(T base_y, T fraction_y, const T* base_x, const T* fraction_x, T* y, T* x,
-                     T* weights, int32_t* pixel) const {
-        const int32_t width = static_cast<int32_t>(p.in_width);
+                     T* weights, int32_t* cell) const {
+        const int32_t width = static_cast<int32_t>(bordered_width());
+        const int32_t nowhere = this->nowhere();
         const T last_row = static_cast<T>(p.in_height), last_column = static_cast<T>(p.in_width);
-        int32_t row[kStrip], column[kStrip];
 #pragma omp simd
         for (int64_t i = 0; i < kStrip; ++i) {
             const T at_y = y[i] * scale_y + fraction_y, at_x = x[i] * scale_x + fraction_x[i];
             const T whole_y = floor_of(at_y), whole_x = floor_of(at_x);
-            row[i] = cell(base_y + whole_y, last_row);
-            column[i] = cell(base_x[i] + whole_x, last_column);
+            const T row = base_y + whole_y, column = base_x[i] + whole_x;
+            // Compared before they are converted: they may be anything, NaN and infinity too.
+            const bool near =
+                (row >= -1) & (row < last_row) & (column >= -1) & (column < last_column);
+            const int32_t whole_row = static_cast<int32_t>(near ? row : 0);
+            const int32_t whole_column = static_cast<int32_t>(near ? column : 0);
+            cell[i] = near ? (whole_row + 1) * width + whole_column + 1 : nowhere;
             y[i] = at_y - whole_y;
             x[i] = at_x - whole_x;
         }
-        for (int32_t rank = 0; rank < 4; ++rank, weights += corner, pixel += corner) {
+        for (int32_t rank = 0; rank < 4; ++rank, weights += corner) {
             const int32_t down = rank / 2, right = rank % 2;
-            const uint32_t rows = static_cast<uint32_t>(p.in_height);
-            const uint32_t columns = static_cast<uint32_t>(p.in_width);
 #pragma omp simd
-            for (int64_t i = 0; i < kStrip; ++i) {
-                const int32_t at_y = row[i] + down, at_x = column[i] + right;
-                const bool inside = (static_cast<uint32_t>(at_y) < rows) &
-                                    (static_cast<uint32_t>(at_x) < columns);
-                pixel[i] = inside ? at_y * width + at_x : -1;
+            for (int64_t i = 0; i < kStrip; ++i)
                 weights[i] = (down ? y[i] : 1 - y[i]) * (right ? x[i] : 1 - x[i]);
-            }
         }
     }
 
-    // The row or column of the input grid that a position is in, or -2 if it is not next to the map.
-    // Compared before it is converted: it may be anything, NaN and infinity too.
-    static inline int32_t cell(T at, T size) {
-        return static_cast<int32_t>((at >= -1) & (at < size) ? at : static_cast<T>(-2));
-    }
-
     // Where the channels of a segment are.
-    Rows<const T> rows_of(const GroupedMap<T>& map, int64_t n, const Segment& segment) const {
+    Rows<T> rows_of(const GroupedMap<T>& map, int64_t n, const Segment& segment) const {
         const int64_t width = map.channels / p.groups;
-        return {map.data + (n * p.groups + segment.group) * in_pixels() * width +
-                    segment.begin % width,
-                width, zeros};
-    }
-    // Those of the bias of each point, from this channel of the query on.
-    Rows<const T> bias_rows(int64_t channel) const {
-        const int64_t width = p.depth / p.heads, head = channel / width;
-        return {bias + head * num_points * width + channel % width, width, zeros};
+        const T* const above = map.data + segment.begin % width +
+                               (n * p.groups + segment.group) * bordered_pixels() * width;
+        const T* const below = above + bordered_width() * width;
+        return {{above, above + width, below, below + width}, width};
     }
 
     // tap_weights = (of the points, from `factors`) x (of the corners).
@@ -275,48 +270,45 @@ struct Kernel {
     void attend(const Strip& s, const Scratch<T>& scratch, T* attention) const {
         for (int64_t group = 0; group < p.groups; ++group) place_taps(s, group, scratch.taps[group]);
         const T* q = query + output_pixel(s) * p.depth;
-        const int64_t width = p.depth / p.heads;
-        for (int64_t head = 0; head < p.heads; ++head) {
-            T* const logits = attention + head * corner;
-            if (bias)
-                compute_strip_dots(s, q + head * width, p.depth, bias_rows(head * width), bias_pixels,
-                                   num_points, width, scratch, logits);
-            else
-                for (int64_t i = 0; i < corner; ++i) logits[i] = 0;
-        }
+        for (int64_t i = 0; i < p.heads * corner; ++i) attention[i] = 0;
+        if (bias) add_bias_dots(s, q, scratch.turned_query, attention);
         add_point_dots(s, q, p.depth, key, scratch, scratch.key_dots, attention);
         softmax(attention);
     }
 
-    // dots (count, kStrip) = x . row over `length` channels; x is a row for each pixel of the strip.
-    void compute_strip_dots(const Strip& s, const T* x, int64_t x_stride, const Rows<const T>& rows,
-                            const int32_t* pixels, int64_t count, int64_t length,
-                            const Scratch<T>& scratch, T* dots) const {
-        const int64_t stride = pixel_dots_stride();
-        for (int64_t i = 0; i < s.width; ++i)
-            compute_dots<T>(x + i * x_stride, rows, pixels + i, count, length,
-                            scratch.pixel_dots + i * stride);
-        transpose(scratch.pixel_dots, stride, s.width, count, dots, kStrip);
+    // logits (heads, k², kStrip) += q . bias.
+    void add_bias_dots(const Strip& s, const T* q, T* turned_query, T* logits) const {
+        const int64_t width = p.depth / p.heads;
+        transpose(q, p.depth, s.width, p.depth, turned_query, kStrip, p.out_width * p.depth);
+        for (int64_t head = 0; head < p.heads; ++head)
+            add_products(bias + head * num_points * width, turned_query + head * width * kStrip,
+                         num_points, width, logits + head * corner);
     }
 
-    // dots (segments, 4, k², kStrip) = x . the map at each tap; into (heads, k², kStrip) +=
+    // dots (segments, k², 4, kStrip) = x . the map at each tap; into (heads, k², kStrip) +=
     // those, interpolated.
     void add_point_dots(const Strip& s, const T* x, int64_t x_stride, const GroupedMap<T>& map,
                         const Scratch<T>& scratch, T* dots, T* into) const {
         for (int64_t at = 0; at < map.channels; dots += 4 * corner) {
             const Segment segment = segment_at(at, map.channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            compute_strip_dots(s, x + at, x_stride, rows_of(map, s.n, segment), taps.pixel,
-                               4 * num_points, segment.length(), scratch, dots);
-            T* const sums = into + segment.head * corner;
-#pragma omp simd
-            for (int64_t i = 0; i < corner; ++i)
-                sums[i] +=
-                    (taps.weights[i] * dots[i] + taps.weights[corner + i] * dots[corner + i]) +
-                    (taps.weights[2 * corner + i] * dots[2 * corner + i] +
-                     taps.weights[3 * corner + i] * dots[3 * corner + i]);
+            const Rows<T> rows = rows_of(map, s.n, segment);
+            for (int64_t i = 0; i < s.width; ++i)
+                compute_dots<T>(x + at + i * x_stride, rows, taps.cell + i, num_points,
+                                segment.length(), scratch.pixel_dots + i * 4 * num_points);
+            transpose(scratch.pixel_dots, 4 * num_points, s.width, 4 * num_points, dots, kStrip);
+            add_interpolated(taps.weights, dots, into + segment.head * corner);
             at = segment.end;
         }
+    }
+
+    void add_interpolated(const T* weights, const T* dots, T* sums) const {
+        for (int64_t point = 0; point < corner; point += kStrip)
+            for (int64_t c = 0; c < 4; ++c)
+#pragma omp simd
+                for (int64_t i = 0; i < kStrip; ++i)
+                    sums[point + i] +=
+                        weights[c * corner + point + i] * dots[4 * point + c * kStrip + i];
     }
 
     // From logits (heads, k², kStrip), before they are scaled, to the attention in their place.

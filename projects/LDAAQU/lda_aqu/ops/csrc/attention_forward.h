@@ -39,13 +39,12 @@ struct ForwardKernel : Kernel<T> {
         for (int64_t at = 0; at < p.channels;) {
             const Segment segment = segment_at(at, p.channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            const Rows<const T> rows = this->rows_of(this->value, s.n, segment);
+            const Rows<T> rows = this->rows_of(this->value, s.n, segment);
             this->weigh_taps(taps, scratch.attention + segment.head * corner,
                              scratch.tap_weights);
             for (int64_t i = 0; i < s.width; ++i)
-                weighted_sum<T, false>(scratch.tap_weights + i, rows, taps.pixel + i,
-                                       4 * num_points, segment.length(),
-                                       out + i * this->tile_stride() + at);
+                weighted_sum<T>(scratch.tap_weights + i, rows, taps.cell + i, num_points,
+                                segment.length(), out + i * this->tile_stride() + at);
             at = segment.end;
         }
     }

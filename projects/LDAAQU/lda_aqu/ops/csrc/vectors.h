@@ -70,9 +70,11 @@ inline V add_even_and_odd(V a, V b, std::index_sequence<I...>) {
                a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
 }
 
-// sums[i] = the sum of the lanes of v[i], on top of what is there if it `adds`.
+// sums[i] = the sum of the lanes of v[i], on top of what is there if it `adds`. Always inline, as v
+// would go through memory.
 template <typename T, int kBytes>
-inline void sum_lanes(const typename Vector<T, kBytes>::type (&v)[4], bool adds, T* sums) {
+[[gnu::always_inline]] inline void sum_lanes(const typename Vector<T, kBytes>::type (&v)[4],
+                                             bool adds, T* sums) {
     if constexpr (kBytes >= 16 && sizeof(T) == 4) {  // all four at once
         constexpr auto lanes = std::make_index_sequence<Vector<T, kBytes>::lanes>();
         const auto total = add_even_and_odd(add_even_and_odd(v[0], v[1], lanes),
@@ -85,94 +87,147 @@ inline void sum_lanes(const typename Vector<T, kBytes>::type (&v)[4], bool adds,
     }
 }
 
-// Rows of channels, one for each pixel of a map; a row apart stands for all that is outside.
+// Rows of channels of a map, by the cells of its grid: those of the corners (0, 0), (0, 1), (1, 0)
+// and (1, 1) of the first cell, and how far it is from one cell to the next.
 template <typename T>
 struct Rows {
-    T* base;
+    const T* corners[4];
     int64_t stride;
-    T* outside;
-
-    T* at(int32_t pixel) const { return pixel < 0 ? outside : base + pixel * stride; }
 };
 
-// In what follows, the entries of lists of pixels and of weights are kStrip apart: they are those of
+// In what follows, the entries of lists of cells and of weights are kStrip apart: they are those of
 // one pixel of a strip.
 
-// dots[i] = x . row i over `length` channels, kUnroll vectors at a time. Rows are taken in fours:
-// up to three pixels are read, and dots written, beyond `count`.
+// dots[4 * i + c] = x . corner c of cell i over `length` channels, kUnroll vectors at a time.
 template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void compute_dots(const T* x, const Rows<const T>& rows, const int32_t* pixels, int64_t count,
-                     int64_t length, T* dots, int64_t at = 0) {
+inline void compute_dots(const T* x, Rows<T> rows, const int32_t* cells, int64_t count,
+                         int64_t length, T* dots, int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
     for (; at + step <= length; at += step) {
         typename V::type channels[kUnroll];
         for (int u = 0; u < kUnroll; ++u) channels[u] = V::load(x + at + u * V::lanes);
-        for (int64_t i = 0; i < count; i += 4) {
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t cell = cells[i * kStrip] * rows.stride + at;
             typename V::type total[4];
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                const T* row = rows.at(pixels[(i + j) * kStrip]) + at;
-                total[j] = channels[0] * V::load(row);
+            for (int c = 0; c < 4; ++c) {
+                const T* const row = rows.corners[c] + cell;
+                total[c] = channels[0] * V::load(row);
                 for (int u = 1; u < kUnroll; ++u)
-                    total[j] += channels[u] * V::load(row + u * V::lanes);
+                    total[c] += channels[u] * V::load(row + u * V::lanes);
             }
-            sum_lanes<T, kBytes>(total, at > 0, dots + i);
+            sum_lanes<T, kBytes>(total, at > 0, dots + 4 * i);
         }
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
-        compute_dots<T, kBytes, kUnroll / 2>(x, rows, pixels, count, length, dots, at);
+        compute_dots<T, kBytes, kUnroll / 2>(x, rows, cells, count, length, dots, at);
     else if constexpr (kBytes > sizeof(T))
-        compute_dots<T, kBytes / 2, 1>(x, rows, pixels, count, length, dots, at);
+        compute_dots<T, kBytes / 2, 1>(x, rows, cells, count, length, dots, at);
 }
 
-// out += sum of weights[i] * row i over `length` channels, kUnroll vectors at a time.
-template <typename T, bool kAdd, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void weighted_sum(const T* weights, const Rows<const T>& rows, const int32_t* pixels,
-                         int64_t count, int64_t length, T* out, int64_t at = 0) {
+// out = the sum of weights[c, i] * corner c of cell i over `length` channels, kUnroll vectors at a
+// time; weights (4, count).
+template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
+inline void weighted_sum(const T* weights, Rows<T> rows, const int32_t* cells, int64_t count,
+                         int64_t length, T* out, int64_t at = 0) {
+    using V = Vector<T, kBytes>;
+    constexpr int64_t step = kUnroll * V::lanes;
+    constexpr int kSums = kUnroll < 4 ? 4 : 1;  // in turn, as each has to wait for its last term
+    const T* const weights_of[4] = {weights, weights + count * kStrip, weights + 2 * count * kStrip,
+                                    weights + 3 * count * kStrip};
+    for (; at + step <= length; at += step) {
+        typename V::type total[kSums][kUnroll] = {};
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t cell = cells[i * kStrip] * rows.stride + at;
+            for (int c = 0; c < 4; ++c)
+                for (int u = 0; u < kUnroll; ++u)
+                    total[c % kSums][u] += weights_of[c][i * kStrip] *
+                                           V::load(rows.corners[c] + cell + u * V::lanes);
+        }
+        for (int j = 1; j < kSums; ++j)
+            for (int u = 0; u < kUnroll; ++u) total[0][u] += total[j][u];
+        for (int u = 0; u < kUnroll; ++u) V::store(out + at + u * V::lanes, total[0][u]);
+    }
+    if (at == length) return;
+    if constexpr (kUnroll > 1)
+        weighted_sum<T, kBytes, kUnroll / 2>(weights, rows, cells, count, length, out, at);
+    else if constexpr (kBytes > sizeof(T))
+        weighted_sum<T, kBytes / 2, 1>(weights, rows, cells, count, length, out, at);
+}
+
+// Corner c of a cell += the sum of weights[i, c] * row_of(i) over `length` channels, for all i of a
+// list, in the registers that there are.
+template <typename T, int kBytes = kVectorBytes, int kUnroll = kBytes == 64 ? 4 : 2, typename RowOf>
+inline void add_list(const T* weights, int32_t first, const int32_t* next, const RowOf& row_of,
+                     int64_t length, T* const (&corners)[4], int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
     for (; at + step <= length; at += step) {
-        typename V::type total[kUnroll] = {};
-        if constexpr (kAdd)
-            for (int u = 0; u < kUnroll; ++u) total[u] = V::load(out + at + u * V::lanes);
-        for (int64_t i = 0; i < count; ++i) {
-            const T* row = rows.at(pixels[i * kStrip]) + at;
+        typename V::type sums[4][kUnroll];
+        for (int c = 0; c < 4; ++c)
             for (int u = 0; u < kUnroll; ++u)
-                total[u] += weights[i * kStrip] * V::load(row + u * V::lanes);
+                sums[c][u] = V::load(corners[c] + at + u * V::lanes);
+        for (int32_t i = first; i >= 0; i = next[i]) {
+            const T* const row = row_of(i) + at;
+            for (int u = 0; u < kUnroll; ++u)
+                for (int c = 0; c < 4; ++c)
+                    sums[c][u] += weights[int64_t{4} * i + c] * V::load(row + u * V::lanes);
         }
+        for (int c = 0; c < 4; ++c)
+            for (int u = 0; u < kUnroll; ++u)
+                V::store(corners[c] + at + u * V::lanes, sums[c][u]);
+    }
+    if (at == length) return;
+    if constexpr (kUnroll > 1)
+        add_list<T, kBytes, kUnroll / 2>(weights, first, next, row_of, length, corners, at);
+    else if constexpr (kBytes > sizeof(T))
+        add_list<T, kBytes / 2, 1>(weights, first, next, row_of, length, corners, at);
+}
+
+// out += the sum of weights[i * weight_stride] * row i over `length` channels.
+template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
+inline void add_rows(const T* weights, int64_t weight_stride, const T* rows, int64_t row_stride,
+                     int64_t count, int64_t length, T* out, int64_t at = 0) {
+    using V = Vector<T, kBytes>;
+    constexpr int64_t step = kUnroll * V::lanes;
+    for (; at + step <= length; at += step) {
+        typename V::type total[kUnroll];
+        for (int u = 0; u < kUnroll; ++u) total[u] = V::load(out + at + u * V::lanes);
+        for (int64_t i = 0; i < count; ++i)
+            for (int u = 0; u < kUnroll; ++u)
+                total[u] += weights[i * weight_stride] *
+                            V::load(rows + i * row_stride + at + u * V::lanes);
         for (int u = 0; u < kUnroll; ++u) V::store(out + at + u * V::lanes, total[u]);
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
-        weighted_sum<T, kAdd, kBytes, kUnroll / 2>(weights, rows, pixels, count, length, out, at);
+        add_rows<T, kBytes, kUnroll / 2>(weights, weight_stride, rows, row_stride, count, length,
+                                         out, at);
     else if constexpr (kBytes > sizeof(T))
-        weighted_sum<T, kAdd, kBytes / 2, 1>(weights, rows, pixels, count, length, out, at);
+        add_rows<T, kBytes / 2, 1>(weights, weight_stride, rows, row_stride, count, length, out,
+                                   at);
 }
 
-// row i += weights[i] * x over `length` channels, kUnroll vectors at a time.
-template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void scatter(const T* weights, const Rows<T>& rows, const int32_t* pixels, int64_t count,
-                    int64_t length, const T* x, int64_t at = 0) {
-    using V = Vector<T, kBytes>;
-    constexpr int64_t step = kUnroll * V::lanes;
-    for (; at + step <= length; at += step) {
-        typename V::type channels[kUnroll];
-        for (int u = 0; u < kUnroll; ++u) channels[u] = V::load(x + at + u * V::lanes);
-        for (int64_t i = 0; i < count; ++i) {
-            T* row = rows.at(pixels[i * kStrip]) + at;
-            for (int u = 0; u < kUnroll; ++u) {
-                T* target = row + u * V::lanes;
-                V::store(target, V::load(target) + weights[i * kStrip] * channels[u]);
-            }
+// sums (count, kStrip) += weights (count, length) x strips (length, kStrip), kRows at a time.
+template <typename T, int kRows = 8>
+inline void add_products(const T* weights, const T* strips, int64_t count, int64_t length,
+                         T* sums) {
+    using V = Vector<T, kVectorBytes>;
+    int64_t row = 0;
+    for (; row + kRows <= count; row += kRows)
+        for (int64_t at = 0; at < kStrip; at += V::lanes) {
+            typename V::type total[kRows];
+            for (int r = 0; r < kRows; ++r) total[r] = V::load(sums + (row + r) * kStrip + at);
+            for (int64_t c = 0; c < length; ++c)
+                for (int r = 0; r < kRows; ++r)
+                    total[r] += weights[(row + r) * length + c] * V::load(strips + c * kStrip + at);
+            for (int r = 0; r < kRows; ++r) V::store(sums + (row + r) * kStrip + at, total[r]);
         }
-    }
-    if (at == length) return;
-    if constexpr (kUnroll > 1)
-        scatter<T, kBytes, kUnroll / 2>(weights, rows, pixels, count, length, x, at);
-    else if constexpr (kBytes > sizeof(T))
-        scatter<T, kBytes / 2, 1>(weights, rows, pixels, count, length, x, at);
+    if constexpr (kRows > 1)
+        add_products<T, kRows / 2>(weights + row * length, strips, count - row, length,
+                                   sums + row * kStrip);
 }
 
 // One step of the transposition of a square of rows: of each two rows that are kApart apart, the
@@ -192,16 +247,21 @@ inline void swap_blocks(V (&rows)[kLanes], std::index_sequence<I...> lanes) {
     }
 }
 
-// out[c * out_stride + r] = in[r * in_stride + c].
+// out[c * out_stride + r] = in[r * in_stride + c]. Begins to read what is so far `ahead` of `in`.
 template <typename T, int kBytes = kVectorBytes>
 inline void transpose(
-    const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
+    const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride,
+    int64_t ahead = 0) {
     using V = Vector<T, kBytes>;
     constexpr int lanes = V::lanes;
     const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
     const auto turn = [&](int64_t r, int64_t c) {
         typename V::type square[lanes];
-        for (int i = 0; i < lanes; ++i) square[i] = V::load(in + (r + i) * in_stride + c);
+        for (int i = 0; i < lanes; ++i) {
+            const T* const source = in + (r + i) * in_stride + c;
+            square[i] = V::load(source);
+            if (ahead) __builtin_prefetch(source + ahead, 0, 2);
+        }
         swap_blocks<typename V::type, 1, lanes>(square, std::make_index_sequence<lanes>());
         for (int i = 0; i < lanes; ++i) V::store(out + (c + i) * out_stride + r, square[i]);
     };
