@@ -66,6 +66,19 @@ def test_bits_do_not_depend_on_the_threads(instruction_set):
         torch.set_num_threads(threads)
 
 
+def test_images_of_a_batch_at_once():
+    """Each is as it is by itself, though threads are at work on several."""
+    torch.manual_seed(0)
+    shapes = [(8, 8, 64, 64), (8, 8, 32, 32), (8, 16, 32, 32), (8, 1, 9, 2, 64, 64)]
+    inputs = [torch.randn(s) for s in shapes]
+    grad = torch.randn(8, 16, 64, 64)
+    together = run((*inputs, None, 1), grad)
+    for n in range(8):
+        alone = run((*(i[n : n + 1] for i in inputs), None, 1), grad[n : n + 1])
+        for actual, wanted in zip(together[:5], alone[:5], strict=True):
+            assert actual[n : n + 1].equal(wanted)
+
+
 def test_calls_from_several_threads_at_once():
     inputs, grad = wide_inputs(), torch.randn(2, 156, *OUT)
     expected = run(inputs, grad)

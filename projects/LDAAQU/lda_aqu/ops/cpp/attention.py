@@ -100,7 +100,8 @@ class _Call(Call):
         )
         batch, depth, out_height, out_width = query.shape
         _, groups, points = offsets.shape[:3]
-        if key.shape[2] * key.shape[3] >= 2**31:
+        # Pixels have 32-bit numbers, those of the border that the kernels add to a map too.
+        if (key.shape[2] + 3) * (key.shape[3] + 1) >= 2**31:
             raise RuntimeError(f"maps of 2^31 pixels and more do not fit: {tuple(key.shape)}")
         problem = Problem(
             batch=batch,
