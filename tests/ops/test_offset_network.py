@@ -376,6 +376,19 @@ def test_exports_as_one_operator():
     torch.testing.assert_close(program.module()(*tensors), Module()(*tensors))
 
 
+def test_exports_for_all_sizes():
+    class Module(torch.nn.Module):
+        def forward(self, query, *parameters):
+            size = [2 * side for side in query.shape[2:]]
+            return resize_and_predict_offsets(query, size, *parameters, 2, 2.0)
+
+    tensors = draw((2, 2, 4, 5, 7, 3, 3, 2.0), torch.float32)[:6]
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(Module(), tensors, dynamic_shapes=(sizes, (None,) * 5))
+    others = draw((3, 2, 4, 6, 4, 3, 3, 2.0), torch.float32)[:6]
+    torch.testing.assert_close(program.module()(*others), Module()(*others))
+
+
 @pytest.mark.parametrize(
     "index, change, message",
     [

@@ -213,8 +213,9 @@ def _(
     backend: str,
 ) -> list[Tensor]:
     _check(query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias, num_groups, size)
+    batch, points = query.shape[0], conv_weight.shape[0] // 2
     offsets = query.new_empty(
-        (len(query), num_groups, conv_weight.shape[0] // 2, 2, *(size or query.shape[2:])),
+        (batch, num_groups, points, 2, *(size or query.shape[2:])),
         dtype=torch.promote_types(query.dtype, torch.float32),
     )
     return [offsets, _empty_of_size(query, size)] if size else [offsets]
