@@ -13,7 +13,7 @@ from . import plain
 from .autocast import dtype_under_autocast
 from .backends import check_backend, choose_backend
 from .exporting import is_exporting
-from .memory_format import laid_out_as
+from .memory_format import empty_of_size, laid_out_as
 
 
 def predict_offsets(
@@ -218,7 +218,7 @@ def _(
         (batch, num_groups, points, 2, *(size or query.shape[2:])),
         dtype=torch.promote_types(query.dtype, torch.float32),
     )
-    return [offsets, _empty_of_size(query, size)] if size else [offsets]
+    return [offsets, empty_of_size(query, size)] if size else [offsets]
 
 
 @torch.library.custom_op("lda_aqu::predict_offsets_backward", mutates_args=())
@@ -263,14 +263,8 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
-    grad_query = _empty_of_size(query, size) if size else torch.empty_like(query)
+    grad_query = empty_of_size(query, size) if size else torch.empty_like(query)
     return (grad_query, *map(torch.empty_like, parameters))
-
-
-def _empty_of_size(query: Tensor, size: Sequence[int]) -> Tensor:
-    """Of another size, channels-last."""
-    shape, like = (*query.shape[:2], *size), {"dtype": query.dtype, "device": query.device}
-    return torch.empty(shape, **like, memory_format=torch.channels_last)
 
 
 def _setup_context(ctx, inputs: tuple, output: list[Tensor]) -> None:

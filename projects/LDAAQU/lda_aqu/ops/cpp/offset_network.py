@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..memory_format import empty_of_size
 from ..plain.offset_network import EPSILON
 from .library import DTYPES, Call, fields, in_huge_pages
 
@@ -42,7 +43,7 @@ def forward(
     """See :func:`.plain.offset_network.forward`. Computes in float32 at least."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     source = _readable(query)
-    resized = [_empty_channels_last(source, size)] if size else []
+    resized = [in_huge_pages(empty_of_size(source, size))] if size else []
     call = _Call(resized[0] if size else source, parameters, num_groups, offset_range)
     if size:
         call.set_source(source)
@@ -73,15 +74,15 @@ def backward(
     readable = _readable(query)
     call = _Call(readable, parameters, num_groups, offset_range)
     if size:
-        grad_query = _empty_channels_last(readable, size)
+        grad_query = empty_of_size(readable, size)
         call.set_grad_resized(grad_resized[0].to(readable.dtype), size)
     else:
-        grad_query = in_huge_pages(torch.empty_like(readable))
+        grad_query = torch.empty_like(readable)
     grads_of_parameters = [torch.zeros(p.shape, dtype=call.dtype) for p in parameters]
     if offsets.numel():
         call.set_tensor("offsets", offsets.to(call.dtype).contiguous())
         call.set_tensor("grad_offsets", grad_offsets.to(call.dtype).contiguous())
-        call.set_tensor("grad_query", grad_query, "grad_query_strides")
+        call.set_tensor("grad_query", in_huge_pages(grad_query), "grad_query_strides")
         for name, grad in zip(PARAMETERS, grads_of_parameters, strict=True):
             call.set_tensor(f"grad_{name}", grad)
         call.run("predict_offsets_backward", "offset_workspace_size", is_backward=True)
@@ -94,13 +95,6 @@ def backward(
 def _readable(query: Tensor) -> Tensor:
     """In a dtype that the kernels know."""
     return query if query.dtype in DTYPES else query.float()
-
-
-def _empty_channels_last(query: Tensor, size: Sequence[int]) -> Tensor:
-    """As the query, but of another size."""
-    shape = (*query.shape[:2], *size)
-    channels_last = torch.channels_last
-    return in_huge_pages(torch.empty(shape, dtype=query.dtype, memory_format=channels_last))
 
 
 class _Call(Call):

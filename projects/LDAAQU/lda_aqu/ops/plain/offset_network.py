@@ -118,12 +118,12 @@ def _resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
 
     By products with the weights of interpolation, whose sums have one order on every device.
     """
-    dtype = torch.promote_types(grad.dtype, torch.float32)
+    exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
     rows, columns = (
-        _interpolation(side, resized, grad.to(dtype))
+        _interpolation(side, resized, exact)
         for side, resized in zip(size, grad.shape[2:], strict=True)
     )
-    return (rows.T @ grad.to(dtype) @ columns).to(grad.dtype)
+    return (rows.T @ exact @ columns).to(grad.dtype)
 
 
 def _interpolation(size: int, resized: int, like: Tensor) -> Tensor:
