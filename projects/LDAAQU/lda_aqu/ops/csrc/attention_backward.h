@@ -1,4 +1,5 @@
-// The gradients.
+// The gradients: those that output pixels gather, of the query, the offsets and the bias, and then
+// those that they scatter.
 #pragma once
 #include "attention_scatter.h"
 
