@@ -186,6 +186,15 @@ def test_positions_in_wide_maps():
     assert relative_error(predict(inputs, "cpp", size)[1], expected) < 2e-7
 
 
+@needs_cpp
+def test_positions_that_are_rounded_over_a_pixel():
+    """Every 31st row is 501 rows of the query on, but for rounding, which puts row 992 before."""
+    inputs, size = draw((1, 1, 2, 501 * 40 + 1, 1, 1, 1, 1.0)), (31 * 40 + 1, 1)
+    grads, expected = expected_of(inputs, size)
+    for actual, wanted in zip(run(inputs, "cpp", grads, size), expected, strict=True):
+        assert relative_error(actual, wanted) < 1e-8
+
+
 def chosen(shape: tuple, **changes: torch.Tensor) -> tuple:
     """Arguments of a network that hands one input of its GELU, or tanh, through."""
     inputs = draw(shape, torch.float32)
@@ -353,10 +362,8 @@ def test_saves_its_inputs_and_its_results_alone(resized, backend):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(dynamic, resized):
     shape = (1, 2, 4, 5, 7, 3, 3, 2.0)
-    inputs, size = (
-        draw(shape, torch.float32, requires_grad=True, resized=resized),
-        size_of(shape, resized),
-    )
+    inputs = draw(shape, torch.float32, requires_grad=True, resized=resized)
+    size = size_of(shape, resized)
     compiled = torch.compile(predict, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     results = compiled(inputs, "auto", size)
     torch.testing.assert_close(results, predict(inputs, "auto", size))

@@ -1,5 +1,6 @@
 // The offset network: a depthwise 3 x 3 convolution, layer normalisation over the channels, GELU, a
-// k_e x k_e convolution with bias, and theta tanh. See ../offset_network.py.
+// k_e x k_e convolution with bias, and theta tanh; and before it, if asked for, the resize of the
+// query. See ../offset_network.py.
 //
 // A unit of work is a band of rows of one group of one image. It goes down row by row, the
 // k_e x k_e convolution by tiles of rows; the rows that a convolution reads are kept in rings. A row
@@ -57,7 +58,7 @@ struct Weights {
     T* transformed;  // (kProducts, inputs, 3, outputs), where k_e = 3
 };
 
-// What it works in.
+// What a tile of its rows is computed in.
 template <typename T>
 struct Tile {
     Ring<T> rows;         // the kProducts transformed ones
@@ -432,9 +433,10 @@ struct OffsetBackward : OffsetKernel<T> {
     int64_t parameters() const { return bias_at() + p.outputs; }
     int64_t product_sums() const { return this->products() * channels * 3 * p.outputs; }
     int64_t lane_sums() const { return parameters() - norm_at(); }
-    // Rows of the source that the rows of a band are resized from, at most.
+    // Rows of the source that the rows of a band are resized from, at most: one more than of exact
+    // positions, as the first may be rounded down and the last up.
     int64_t source_rows() const {
-        return min(p.in_height, static_cast<int64_t>((kBandRows - 1) * this->rows.step) + 3);
+        return min(p.in_height, static_cast<int64_t>((kBandRows - 1) * this->rows.step) + 4);
     }
     int64_t source_sums_size() const { return source_rows() * p.in_width * channels; }
 
