@@ -102,8 +102,8 @@ def resize_and_predict_offsets(
 
     Raises:
         InputError: unknown backend.
-        RuntimeError: shapes, dtypes or devices do not fit one another, or the backend that was
-            asked for cannot run.
+        RuntimeError: shapes, dtypes or devices do not fit one another, a size is not positive, or
+            the backend that was asked for cannot run.
     """
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     offsets, resized = _predict(query, parameters, num_groups, offset_range, size, backend)
@@ -236,7 +236,7 @@ def _backward(
     size: Sequence[int] | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of the resized query, if there are two gradients; ``size`` is then the query's before."""
+    """A size is (H, W), before the resize; ``query`` and the second of ``grads`` are after it."""
     inputs = (query, depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     compute = choose_backend(backend, query.device).offset_network.backward
     grad_query, *others = compute(grads, offsets, *inputs, num_groups, offset_range, size)

@@ -130,6 +130,6 @@ class _Call(Call):
         self.set_tensor("source", source.contiguous(memory_format=torch.channels_last))
 
     def set_grad_resized(self, grad: Tensor, size: Sequence[int]) -> None:
-        """The gradient of the query, that was resized from ``size``, as far as it is known."""
+        """The gradient that the query, resized from ``size``, has from elsewhere."""
         self.problem.in_height, self.problem.in_width = size
         self.set_tensor("grad_resized", grad.contiguous(memory_format=torch.channels_last))

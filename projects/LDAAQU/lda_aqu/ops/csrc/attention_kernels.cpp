@@ -5,8 +5,8 @@
 // One strip of output pixels at a time. Where its taps are (k² points x 4 bilinear corners) and what
 // they weigh is computed in vectors over the pixels; what is read there, in vectors over the
 // channels: rows of key and value, moved so that those of a group lie together, with a border of
-// zeros that taps outside the map read. Nothing that grows with k² is kept for the whole map but, in
-// the backward pass, the attention and the gradient of its logits.
+// zeros that taps outside the map read. Nothing that grows with k² is kept for the whole map but,
+// in the backward pass, the attention and the gradient of its logits.
 //
 // The same bits for any number of threads: every output is written by one pixel; the gradients of
 // key and value, into which pixels scatter, are cut by channels, and each cut goes through all

@@ -121,8 +121,8 @@ inline void correlate(const T* const* rows, int64_t count, int64_t kernel, const
     }
     if constexpr (kOutputs > 1)
         if (first < outputs)
-            correlate<T, kOutputs / 2>(rows, count, kernel, grads, grad_stride, outputs, width, sums,
-                                       first);
+            correlate<T, kOutputs / 2>(rows, count, kernel, grads, grad_stride, outputs, width,
+                                       sums, first);
 }
 
 }  // namespace

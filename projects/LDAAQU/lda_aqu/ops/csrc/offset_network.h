@@ -3,8 +3,8 @@
 // query. See ../offset_network.py.
 //
 // A unit of work is a band of rows of one group of one image. It goes down row by row, the
-// k_e x k_e convolution by tiles of rows; the rows that a convolution reads are kept in rings. A row
-// is planar, so that everything is in vectors over pixels, the sums over channels too, and has
+// k_e x k_e convolution by tiles of rows; the rows that a convolution reads are kept in rings. A
+// row is planar, so that everything is in vectors over pixels, the sums over channels too, and has
 // margins of zeros: the convolutions' padding.
 #pragma once
 #include <omp.h>
@@ -338,11 +338,12 @@ struct OffsetForward : OffsetKernel<T> {
         const S *const above = map + this->rows.lower(y) * row;
         const S *const below = map + this->rows.upper(y) * row;
         for (int64_t x = 0; x < p.in_width; ++x)
-            interpolate(above + x * p.depth, below + x * p.depth, this->rows.template fraction<T>(y),
-                        channels, s.blended + x * channels);
+            interpolate(above + x * p.depth, below + x * p.depth,
+                        this->rows.template fraction<T>(y), channels, s.blended + x * channels);
 
         const bool is_own = band.has(y);
-        S* const out = is_own ? this->template query_row<S>(band, y) : reinterpret_cast<S*>(s.resized);
+        S* const out =
+            is_own ? this->template query_row<S>(band, y) : reinterpret_cast<S*>(s.resized);
         const int64_t stride = is_own ? p.depth : channels;
         for (int64_t x = 0; x < p.width; ++x)
             interpolate(s.blended + this->columns.lower(x) * channels,
@@ -700,7 +701,8 @@ struct OffsetBackward : OffsetKernel<T> {
                      (map / p.groups * p.in_height + y) * p.in_width * p.depth +
                      map % p.groups * channels;
             for (int64_t x = 0; x < p.in_width; ++x, out += p.depth)
-                for (int64_t c = 0; c < channels; ++c) out[c] = narrow<S, T>(total[x * channels + c]);
+                for (int64_t c = 0; c < channels; ++c)
+                    out[c] = narrow<S, T>(total[x * channels + c]);
         }
     }
 

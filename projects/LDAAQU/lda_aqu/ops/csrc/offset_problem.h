@@ -4,8 +4,8 @@
 #include "attention_problem.h"
 
 // T is double where `dtype`, that of the query, its source and their gradients, is kFloat64, else
-// float. Everything else is T and dense, in the order of its axes. `grad_query` is the gradient of the
-// source where there is one. c is d / g; o is 2 k².
+// float. Everything else is T and dense, in the order of its axes. `grad_query` is the gradient of
+// the source where there is one. c is d / g; o is 2 k².
 struct OffsetProblem {
     int64_t batch, depth, groups, height, width;
     int64_t in_height, in_width;  // of the query before it is resized
@@ -21,7 +21,7 @@ struct OffsetProblem {
     const void *conv_weight, *conv_bias;   // (o, c, k_e, k_e) and (o)
     void* offsets;                         // (N, g, o, Y, X); read by the backward pass
     const void* grad_offsets;
-    const void* grad_resized;              // (N, Y, X, d), of a query that was resized, or null
+    const void* grad_resized;              // (N, Y, X, d), that of a resized query, or null
     void *grad_query, *grad_depthwise, *grad_norm_weight, *grad_norm_bias, *grad_conv_weight,
         *grad_conv_bias;
     void* workspace;

@@ -12,7 +12,7 @@ struct ResizedAxis {
 
     ResizedAxis(int64_t before, int64_t after)
         : size(before),
-          step(after > 1 ? static_cast<double>(before - 1) / static_cast<double>(after - 1) : 0.0) {}
+          step(after > 1 ? static_cast<double>(before - 1) / static_cast<double>(after - 1) : 0) {}
 
     // The pixel before a position, and the one behind it, which may be the same at the end.
     int64_t lower(int64_t at) const { return min(static_cast<int64_t>(at * step), size - 1); }

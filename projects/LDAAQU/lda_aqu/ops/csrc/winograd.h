@@ -3,12 +3,13 @@
 //
 // With six rows d of a map and three rows w of weights, the four of the result are
 // A' [(G w) * (B' d)], where * convolves rows with rows. The gradient of w is G' [(A g) * (B' d)],
-// where g is that of the result and * correlates. Lavin and Gray, "Fast Algorithms for Convolutional
-// Neural Networks", CVPR 2016.
+// where g is that of the result and * correlates. Lavin and Gray, "Fast Algorithms for
+// Convolutional Neural Networks", CVPR 2016.
 //
 // Behind it are polynomials, known at 0, ±a, ±b and infinity. In float32 these a and b make the
-// error 1.2 times that of the direct sum (RMS), the customary 1 and 2 make it 1.8 times. All factors
-// but those of G are exact.
+// error 1.2 times that of the direct sum (RMS), the customary 1 and 2 make it 1.8 times; in a
+// result it is relative to the largest of the six rows, also of those that the result does not
+// see. All factors but those of G are exact.
 #pragma once
 #include "scalars.h"
 

@@ -71,8 +71,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the query and the five parameters, in their order.
 
-    With a size (H, W), of the query before it was resized from that; there is the gradient of the
-    resized query, too, then.
+    A size is (H, W), of the query before it was resized; ``query`` and the second of ``grads`` are
+    then of the resized one.
     """
     aten = torch.ops.aten
     grad_offsets, *grad_resized = grads
