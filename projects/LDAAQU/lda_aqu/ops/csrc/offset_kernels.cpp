@@ -1,6 +1,7 @@
 // The offset network on the CPU, forward and backward. Compiled once for each instruction set; see
 // attention_kernels.cpp.
-#include "offset_network.h"
+#include "offset_backward.h"
+#include "offset_forward.h"
 
 namespace LDA_AQU_ISA {
 namespace {

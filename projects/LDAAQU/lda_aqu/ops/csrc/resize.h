@@ -5,23 +5,27 @@
 namespace LDA_AQU_ISA {
 namespace {
 
-// One axis of a map that is resized.
+// The pixels, before a resize, that one after it lies between, and the weight of the latter.
+template <typename T>
+struct Between {
+    int64_t lower, upper;
+    T weight;
+};
+
+// One axis of a map that is resized. Positions are fractions of integers: none is rounded.
 struct ResizedAxis {
-    int64_t size;  // before
-    double step;   // between two pixels after, in pixels before
+    int64_t size, resized;
 
-    ResizedAxis(int64_t before, int64_t after)
-        : size(before),
-          step(after > 1 ? static_cast<double>(before - 1) / static_cast<double>(after - 1) : 0) {}
-
-    // The pixel before a position, and the one behind it, which may be the same at the end.
-    int64_t lower(int64_t at) const { return min(static_cast<int64_t>(at * step), size - 1); }
-    int64_t upper(int64_t at) const { return min(lower(at) + 1, size - 1); }
-    // Weight of the latter.
     template <typename T>
-    T fraction(int64_t at) const {
-        return static_cast<T>(at * step - static_cast<double>(lower(at)));
+    Between<T> at(int64_t pixel) const {
+        const int64_t steps = resized > 1 ? resized - 1 : 1, position = pixel * (size - 1);
+        const int64_t lower = position / steps, rest = position % steps;
+        return {lower, min(lower + 1, size - 1), static_cast<T>(rest) / static_cast<T>(steps)};
     }
+    int64_t lower(int64_t pixel) const { return at<float>(pixel).lower; }
+    int64_t upper(int64_t pixel) const { return at<float>(pixel).upper; }
+    // Pixels that so many consecutive ones are resized from, at most.
+    int64_t reach(int64_t count) const { return min(size, lower(count - 1) + 3); }
 };
 
 // target = lower + weight * (upper - lower), so that equal pixels stay what they are.

@@ -114,24 +114,26 @@ def backward(
 
 
 def _resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
-    """Gradient of a map (N, d, H, W) from that of the map (N, d, Y, X) it was resized to.
-
-    By products with the weights of interpolation, whose sums have one order on every device.
-    """
+    """Gradient of a map (N, d, H, W) from that of the map (N, d, Y, X) it was resized to."""
     exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
-    rows, columns = (
-        _interpolation(side, resized, exact)
-        for side, resized in zip(size, grad.shape[2:], strict=True)
-    )
-    return (rows.T @ exact @ columns).to(grad.dtype)
+    for axis, side in zip((2, 3), size, strict=True):
+        exact = _interpolate_backward(exact, axis, side)
+    return exact.to(grad.dtype)
 
 
-def _interpolation(size: int, resized: int, like: Tensor) -> Tensor:
-    """(resized, size): the weight of each pixel in those that are interpolated from it."""
-    scale = (size - 1) / (resized - 1) if resized > 1 else 0.0
-    positions = torch.arange(resized, dtype=torch.float64, device=like.device) * scale
-    distances = (positions[:, None] - torch.arange(size, device=like.device)).abs()
-    return (1 - distances).clamp(min=0).to(like.dtype)
+def _interpolate_backward(grad: Tensor, axis: int, size: int) -> Tensor:
+    """Along one axis, to ``size``."""
+    resized = grad.shape[axis]
+    # Positions are fractions of integers: none is rounded.
+    steps = max(resized - 1, 1)
+    positions = torch.arange(resized, device=grad.device) * (size - 1)
+    lower = positions // steps
+    weight = (positions % steps).to(grad.dtype) / steps
+    upper_part = grad * weight.view(-1, *[1] * (grad.dim() - 1 - axis))
+    shape = list(grad.shape)
+    shape[axis] = size
+    total = grad.new_zeros(shape).index_add_(axis, lower, grad - upper_part)
+    return total.index_add_(axis, (lower + 1).clamp(max=size - 1), upper_part)
 
 
 class _Network:
