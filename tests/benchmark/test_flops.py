@@ -65,6 +65,14 @@ def test_fused_operators_count_as_those_that_they_stand_for(name):
     assert count.is_complete
 
 
+def test_offsets_of_a_query_that_is_not_resized():
+    module = parse_implementation("GuidedLDAAQU:reduction=2").build(16)
+    count = count_module_flops(module, (torch.rand(2, 16, 3, 5), torch.rand(2, 16, 6, 10)))
+    network = 8 * 9 + 5 * 8 + 8 + 2 * 4 * 18 * 9
+    assert count.by_operator["predict_offsets"] == (network + 2 * 2 * 18) * 2 * 60
+    assert "upsample_bilinear2d" not in count.by_operator and count.is_complete
+
+
 def test_the_published_algorithm():
     module = PublishedLDAAQU(16, reduction=2)  # d = 8, in 2 groups of 4
     count = count_module_flops(module, (torch.rand(1, 16, 3, 5),))

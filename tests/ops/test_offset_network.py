@@ -313,6 +313,33 @@ def test_what_is_not_finite_stays_where_it_is_seen(y, x, bad, backend):
     torch.testing.assert_close(grad_query[0, 4:], clean[1][0, 4:])
 
 
+def test_a_gradient_that_is_not_finite_stays_where_it_is_resized_to(backend):
+    shape = (1, 2, 4, 40, 21, 3, 3, 2.0)
+    inputs, size = draw(shape, torch.float32, resized="halved"), shape[3:5]
+    grads = [torch.ones(1, 2, 9, 2, *size), torch.ones(1, 8, *size)]
+    clean = run(inputs, backend, grads, size)[2]
+    grads[1][0, 3, 20, 10] = torch.nan
+    grad_query = run(inputs, backend, grads, size)[2]
+    spoilt = torch.zeros(8, 20, 11, dtype=torch.bool)
+    spoilt[3, 9:11, 5:7] = True  # between which it lies
+    assert grad_query[0].isfinite().logical_or(spoilt).all()
+    assert grad_query[0, 3, 9, 5].isnan()
+    torch.testing.assert_close(grad_query[0, ~spoilt], clean[0, ~spoilt])
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_gradients_of_one_result_alone(used, backend):
+    shape = (1, 2, 4, 9, 7, 3, 3, 2.0)
+    inputs, size = draw(shape, resized="halved"), shape[3:5]
+    grads, expected = [], []
+    for compute in (lambda *i: predict(i, backend, size), lambda *i: compose(*i, size)):
+        tensors = [i.detach().requires_grad_() for i in inputs[:6]]
+        result = compute(*tensors, *inputs[6:])[used]
+        found = torch.autograd.grad(result.square().sum(), tensors, materialize_grads=True)
+        (expected if grads else grads).extend(found)
+    torch.testing.assert_close(grads, expected, rtol=1e-10, atol=1e-10)
+
+
 @needs_cpp
 @pytest.mark.parametrize("resized", ["not", "halved"])
 def test_bits_do_not_depend_on_the_threads(resized):

@@ -190,8 +190,8 @@ struct ScatterKernel : Kernel<T> {
     // The taps of a strip whose first pixel has this number in its block.
     void list_taps(const Strip& s, int64_t pixel, const Unit& unit,
                    ScatterScratch<T>& scratch) const {
-        const Taps<T>& taps = this->scratch[omp_get_thread_num()].taps[unit.group];
-        T* const tap_weights = this->scratch[omp_get_thread_num()].tap_weights;
+        const Scratch<T>& shared = this->scratch[omp_get_thread_num()];
+        const Taps<T>& taps = shared.taps[unit.group];
         this->place_taps(s, unit.group, taps);
         for (int64_t point = 0; point < num_points; ++point)
             append(taps.cell + point * kStrip, s.width, point * kBlockPixels + pixel,
@@ -199,10 +199,11 @@ struct ScatterKernel : Kernel<T> {
         for (int64_t i = 0; i < unit.count; ++i) {
             const Slice& slice = unit.slices[i];
             const int64_t kept = (this->strip_index(s) * p.heads + slice.segment.head) * corner;
-            this->weigh_taps(taps, (slice.is_value ? attention : grad_logits) + kept, tap_weights);
+            const T* const factors = (slice.is_value ? attention : grad_logits) + kept;
+            this->weigh_taps(taps, factors, shared.tap_weights);
             T* const weights = scratch.weights + i * weights_size() + 4 * pixel;
             for (int64_t point = 0; point < num_points; ++point)
-                transpose(tap_weights + point * kStrip, corner, 4, kStrip,
+                transpose(shared.tap_weights + point * kStrip, corner, 4, kStrip,
                           weights + 4 * point * kBlockPixels, 4);
         }
     }
