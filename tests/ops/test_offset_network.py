@@ -327,6 +327,17 @@ def test_a_gradient_that_is_not_finite_stays_where_it_is_resized_to(backend):
     torch.testing.assert_close(grad_query[0, ~spoilt], clean[0, ~spoilt])
 
 
+def test_rows_that_pass_nothing_back(backend):
+    """Their gradient is zero, but for the rounding of the rows they are computed with."""
+    inputs = draw((1, 2, 4, 40, 21, 3, 3, 2.0), torch.float32)
+    grad = torch.zeros(1, 2, 9, 2, 40, 21)
+    grad[..., 20, :] = torch.randn(1, 2, 9, 2, 21, generator=torch.Generator().manual_seed(0))
+    grad_query = run(inputs, backend, [grad])[1].abs().amax((0, 1, 3))
+    seen = (torch.arange(40) - 20).abs() <= 2
+    assert (grad_query[seen] > 1e-3 * grad_query.max()).all()
+    assert (grad_query[~seen] < 1e-6 * grad_query.max()).all()
+
+
 @pytest.mark.parametrize("used", [0, 1])
 def test_gradients_of_one_result_alone(used, backend):
     shape = (1, 2, 4, 9, 7, 3, 3, 2.0)
