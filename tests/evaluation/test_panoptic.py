@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from lda_aqu.evaluation import PanopticEvaluator
 from lda_aqu.evaluation.panoptic import id2rgb
 from PIL import Image
+from torch import distributed
 
 # Category ids with gaps, so that they are not the contiguous ones; "unused" is never drawn.
 THINGS = {3: "cat", 7: "dog", 20: "bird", 21: "unused"}
@@ -364,6 +365,9 @@ def evaluate_share(root: Path, predictions: dict[int, Panoptic]) -> None:
     share = {i: p for i, p in predictions.items() if i % size == rank}
     metrics = evaluate("shapes", share)
     (root / f"metrics_{rank}.json").write_text(json.dumps(metrics))
+    # A process that ends while it is connected may be aborted.
+    comm.synchronize()
+    distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_figures_of_one(register_dataset, tmp_path):

@@ -12,6 +12,7 @@ from lda_aqu.evaluation import SemanticEvaluator
 from lda_aqu.evaluation.sem_seg import NO_LABEL, boundary_labels
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+from torch import distributed
 
 CLASSES = ["sky", "road", "tree", "car", "unused"]
 IGNORE = 255
@@ -216,6 +217,9 @@ def evaluate_share(root: Path, predictions: dict[int, np.ndarray]) -> None:
     rank, size = comm.get_rank(), comm.get_world_size()
     metrics = evaluate({i: p for i, p in predictions.items() if i % size == rank})
     (root / f"metrics_{rank}.json").write_text(json.dumps(metrics))
+    # A process that ends while it is connected may be aborted.
+    comm.synchronize()
+    distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_figures_of_one(register_dataset, tmp_path):
