@@ -56,8 +56,10 @@ struct OffsetForward : OffsetKernel<T> {
             for (int64_t index = 0; index < this->bands(); ++index) {
                 const Band band = this->band_at(index);
                 for (int64_t y = band.first - reach - 1; y <= band.end + reach; ++y) {
-                    if (p.source && !this->is_outside(y)) resize_query<S>(band, y, s);
-                    else this->template load_query<S>(band, y, s.query);
+                    if (p.source && !this->is_outside(y))
+                        resize_query<S>(band, y, s);
+                    else
+                        this->template load_query<S>(band, y, s.query);
                     if (y > band.first - reach)
                         this->compute_hidden(y - 1, s.query, s.block, s.hidden, nullptr);
                     const int64_t at = y - 1 - reach;

@@ -30,9 +30,7 @@ struct Ring {
     int64_t count, channels, stride, margin;
 
     // Channel 0, column 0 of row y.
-    T* row(int64_t y) const {
-        return whole_row(y) + margin;
-    }
+    T* row(int64_t y) const { return whole_row(y) + margin; }
     // All channels and margins of it.
     T* whole_row(int64_t y) const { return base + (y % count + count) % count * row_size(); }
     void clear(int64_t y) const {
