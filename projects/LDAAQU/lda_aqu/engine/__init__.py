@@ -1,15 +1,15 @@
 """Configuring, checking and running a training or an evaluation."""
 
 from .checkpoint import Checkpointer
-from .checks import (
-    check_datasets,
+from .data_checks import check_datasets
+from .launch import find_processes, launch
+from .run_checks import (
     check_model,
     check_output,
     check_processes,
     check_solver,
     check_weights,
 )
-from .launch import find_processes, launch
 from .setup import load_config
 from .trainer import Trainer
 

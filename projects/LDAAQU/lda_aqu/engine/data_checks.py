@@ -1,156 +1,25 @@
-"""Checks of what a run was given, made before any long work starts."""
+"""Checks of the datasets of a run, made before any long work starts."""
 
 import difflib
 import json
 import logging
 import os
-import tempfile
-from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.modeling import build_model
-from detectron2.projects.deeplab import build_lr_scheduler
-from detectron2.solver import build_optimizer
 from tqdm import tqdm
 
 from ..data.coco_annotations import check_coco_annotations
 from ..data.label_files import image_size, read_label
 from ..errors import InputError
 from ..evaluation.build import evaluated_tasks, predicted_tasks
-from .config_merge import config_items
-from .launch import find_processes
 
 logger = logging.getLogger(__name__)
-
-GPU_NORMS = ("SyncBN", "nnSyncBN")
-"""Detectron2's names of torch.nn.SyncBatchNorm, which among several processes is for GPUs alone."""
-
-
-def check_processes(cfg: CfgNode, args: Namespace) -> None:
-    """Raise InputError unless this machine can run the processes that are asked for.
-
-    Args:
-        cfg: the run's config.
-        args: of Detectron2's argument parser.
-    """
-    processes = find_processes(args)
-    if processes.by_torchrun:
-        source = f"torchrun --nproc-per-node {processes.per_machine}"
-        if args.num_gpus != 1 or args.num_machines != 1:
-            raise InputError(
-                "torchrun starts the processes: leave --num-gpus and --num-machines away"
-            )
-    else:
-        source = f"--num-gpus {args.num_gpus}"
-        _check_machines(args)
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda":
-        available = torch.cuda.device_count()
-        if processes.per_machine > available:
-            raise InputError(f"{source}: this machine has {available} usable GPUs")
-        if processes.total > 1 and device.index is not None:
-            raise InputError(
-                f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is one GPU: with {processes.total} processes "
-                "it must be cuda, and each takes its own"
-            )
-    elif processes.total > 1:
-        synchronised = [key for key, value in config_items(cfg) if value in GPU_NORMS]
-        if synchronised:
-            raise InputError(
-                f"{synchronised[0]} {GPU_NORMS[0]} needs GPUs where there are several processes, "
-                "and MODEL.DEVICE is cpu: naiveSyncBN runs there too"
-            )
-
-
-def _check_machines(args: Namespace) -> None:
-    """Raise InputError unless ``--num-gpus``, ``--num-machines`` and its like fit each other."""
-    for option, value in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
-        if value < 1:
-            raise InputError(f"{option} {value}: must be at least 1")
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise InputError(
-            f"--machine-rank {args.machine_rank}: with --num-machines {args.num_machines} it is "
-            f"0 to {args.num_machines - 1}"
-        )
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise InputError(
-            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, on each machine "
-            "the same: an address of the machine of rank 0 and a free port there"
-        )
-
-
-def check_solver(cfg: CfgNode, num_processes: int) -> None:
-    """Raise InputError unless the processes can share out a batch.
-
-    Args:
-        cfg: the run's config.
-        num_processes: on all machines.
-    """
-    solver = cfg.SOLVER
-    steps, reference = solver.ACCUMULATION_STEPS, solver.REFERENCE_WORLD_SIZE
-    if reference and solver.IMS_PER_BATCH % reference:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is not a multiple of "
-            f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
-        )
-    batch = solver.IMS_PER_BATCH // reference * num_processes if reference else solver.IMS_PER_BATCH
-    if batch < 1 or batch % (num_processes * steps):
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of the number of processes, "
-            f"{num_processes}, times SOLVER.ACCUMULATION_STEPS {steps}"
-        )
-
-
-def check_output(folder: str) -> None:
-    """Make a folder for output, and raise InputError unless files can be written in it."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise InputError(
-            f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror or error}"
-        ) from error
-
-
-def check_model(cfg: CfgNode) -> None:
-    """Raise InputError unless the config's model, optimizer and schedule can be built."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"  # where building it costs a second and no memory that counts
-    try:
-        build_lr_scheduler(cfg, build_optimizer(cfg, build_model(cfg)))
-    except InputError:
-        raise
-    # What Detectron2's builders raise for names that they do not know and values that do not fit.
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
-        RuntimeError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"the config's model cannot be built: {type(error).__name__}: {reason}"
-        ) from error
-
-
-def check_weights(cfg: CfgNode) -> None:
-    """Raise InputError if ``MODEL.WEIGHTS`` is a local file that does not exist.
-
-    Whether they fit the model is seen when :class:`~lda_aqu.engine.Checkpointer` loads them.
-    """
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        logger.warning("MODEL.WEIGHTS is empty: the model starts from random weights")
-    elif urlparse(weights).scheme == "" and not os.path.isfile(weights.partition("?")[0]):
-        raise InputError(f"MODEL.WEIGHTS {weights!r} does not exist")
 
 
 def check_datasets(cfg: CfgNode, *, train: bool) -> None:

@@ -4,19 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic_separated
-from detectron2.engine import default_argument_parser
 from lda_aqu.data.glyphs import generate_glyphs
 from lda_aqu.engine import (
     check_datasets,
-    check_processes,
-    check_solver,
-    check_weights,
     load_config,
 )
-from lda_aqu.engine.launch import TORCHRUN_VARIABLES
 from lda_aqu.errors import InputError
 from PIL import Image
 
@@ -98,16 +92,18 @@ def test_missing_annotation_file_of_a_built_in_dataset(monkeypatch):
         check_datasets(cfg, train=False)
 
 
-# Semantic and panoptic datasets
-
 PANOPTIC_FPN = [
     *("MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True),
     *("MODEL.ROI_HEADS.NUM_CLASSES", 5, "INPUT.MASK_FORMAT", "bitmask"),
     *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5),
 ]
+
+
 SEGMENTOR = [
     *("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5),
 ]
+
+
 MASK_RCNN = [
     "MODEL.MASK_ON",
     True,
@@ -329,81 +325,3 @@ def test_dataset_without_the_labels_of_the_model(glyphs, own):
 def test_dataset_that_cannot_evaluate_the_model(glyphs):
     with pytest.raises(InputError, match=r"\(evaluator_type 'sem_seg'\) cannot evaluate"):
         glyphs[1](*MASK_RCNN, form="stuffonly", train=False)
-
-
-def check_processes_of(command: str, *opts: str) -> None:
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url="auto")
-    check_processes(load_config("", list(opts)), parser.parse_args(command.split()))
-
-
-@pytest.mark.parametrize(
-    "command, opts, message",
-    [
-        ("--num-gpus 0", (), "--num-gpus 0: must be at least 1"),
-        ("--num-machines 0", (), "--num-machines 0: must be at least 1"),
-        ("--num-machines 2 --machine-rank 2", (), "--machine-rank 2: with .* it is 0 to 1"),
-        ("--num-machines 2", (), "--num-machines 2 needs --dist-url tcp://HOST:PORT"),
-        ("--num-gpus 3", ("MODEL.DEVICE", "cuda"), "--num-gpus 3: this machine has 2 usable GPUs"),
-        ("--num-gpus 2", ("MODEL.DEVICE", "cuda:1"), "'cuda:1' is one GPU: with 2 processes"),
-        (
-            "--num-gpus 2",
-            ("MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NORM", "SyncBN"),
-            "MODEL.SEM_SEG_HEAD.NORM SyncBN needs GPUs.*naiveSyncBN",
-        ),
-    ],
-)
-def test_processes_that_cannot_run(monkeypatch, command, opts, message):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a GPU")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match=message):
-        check_processes_of(command, *opts)
-
-
-def test_processes_that_can_run(monkeypatch):
-    check_processes_of("", "MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NORM", "SyncBN")
-    check_processes_of("--num-gpus 8", "MODEL.DEVICE", "cpu")
-    check_processes_of("--num-machines 2 --dist-url tcp://host:1", "MODEL.DEVICE", "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a GPU")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    check_processes_of("--num-gpus 8", "MODEL.SEM_SEG_HEAD.NORM", "SyncBN")
-
-
-def test_torchrun_leaves_nothing_for_our_options(monkeypatch):
-    for variable, value in zip(TORCHRUN_VARIABLES, ("0", "2", "0", "2"), strict=True):
-        monkeypatch.setenv(variable, value)
-    check_processes_of("", "MODEL.DEVICE", "cpu")
-    with pytest.raises(InputError, match="torchrun starts the processes: leave --num-gpus"):
-        check_processes_of("--num-gpus 2", "MODEL.DEVICE", "cpu")
-
-
-@pytest.mark.parametrize(
-    "opts, message",
-    [
-        (["SOLVER.ACCUMULATION_STEPS", "16"], "IMS_PER_BATCH 16 must be .* 2, times .* 16"),
-        (["SOLVER.REFERENCE_WORLD_SIZE", "3"], "16 is not a multiple of .*REFERENCE_WORLD_SIZE 3"),
-        (
-            ["SOLVER.REFERENCE_WORLD_SIZE", "8", "SOLVER.ACCUMULATION_STEPS", "4"],
-            "IMS_PER_BATCH 4 must be",
-        ),
-    ],
-)
-def test_batches_that_cannot_be_shared_out(opts, message):
-    with pytest.raises(InputError, match=message):
-        check_solver(load_config("", opts), num_processes=2)
-
-
-def test_batches_that_can_be_shared_out():
-    check_solver(load_config("", ["SOLVER.ACCUMULATION_STEPS", "8"]), num_processes=2)
-    opts = ["SOLVER.REFERENCE_WORLD_SIZE", "8", "SOLVER.ACCUMULATION_STEPS", "2"]
-    check_solver(load_config("", opts), num_processes=3)
-
-
-def test_weights(tmp_path, caplog):
-    check_weights(load_config("", ["MODEL.WEIGHTS", ""]))
-    assert "random weights" in caplog.text
-    check_weights(load_config("", ["MODEL.WEIGHTS", "detectron2://ImageNetPretrained/R-50.pkl"]))
-    with pytest.raises(InputError, match=r"MODEL\.WEIGHTS '.*none\.pth' does not exist"):
-        check_weights(load_config("", ["MODEL.WEIGHTS", str(tmp_path / "none.pth")]))
