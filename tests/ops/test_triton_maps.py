@@ -1,0 +1,141 @@
+"""Triton's kernels of projection, offset network and reassembly: interpreted, and compiled."""
+
+# ruff: noqa: E402
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
+
+from lda_aqu.ops import triton as backend
+from lda_aqu.ops.triton import offset_network, projection, reassembly
+from paths import ROOT
+from triton_compiler import GFX942, SM_80, SM_90, bytes_on_the_stack, compile_for, record_launches
+
+needs_compiler = pytest.mark.skipif(
+    backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
+)
+FORWARD = ["project_kernel", "resize_kernel", "hidden_kernel", "offsets_kernel"]
+BACKWARD = [
+    "tanh_backward_kernel",
+    "hidden_backward_kernel",
+    "conv_weight_backward_kernel",
+    "query_backward_kernel",
+    "sum_parts_kernel",
+    "resize_backward_kernel",
+    "grad_map_kernel",
+    "grad_weight_kernel",
+    "grad_parameters_kernel",
+]
+
+
+@pytest.mark.parametrize("file", ["projection", "offset_network", "reassembly"])
+def test_under_the_interpreter(file):
+    """Correctness: tests of their own, which need TRITON_INTERPRET=1."""
+    tests = Path(__file__).with_name(f"triton_interpreted_{file}.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    return record_launches(monkeypatch)
+
+
+def run_module(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> None:
+    """Projections and offsets of LDA-AQU for 256 channels, to twice the size, and back."""
+    exact = torch.promote_types(dtype, torch.float32)
+    channels = depth // 2
+
+    def parameter(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=exact)
+
+    inputs = (
+        torch.empty(2, 256, *size, dtype=dtype),
+        *(parameter(256), parameter(256), parameter(2 * depth, 256, 1, 1)),
+        *([depth, depth], dtype),
+    )
+    outputs = projection.project_normalized(*inputs)
+    network = (
+        *(parameter(channels, 1, 3, 3), parameter(channels), parameter(channels)),
+        *(parameter(18, channels, 3, 3), parameter(18)),
+        *(2, 11.0),
+    )
+    results = offset_network.predict_offsets(outputs[0], *network, [2 * side for side in size])
+    offset_network.predict_offsets_backward(results, *results, *network, size)
+    projection.project_normalized_backward(outputs, *inputs)
+
+
+def run_reassembly(dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> None:
+    """As CARAFE has it."""
+    output_size = [2 * side for side in size]
+    x, query = (torch.empty(2, 256, *s, dtype=dtype) for s in (size, output_size))
+    weights = torch.empty(2, 1, 25, *output_size, dtype=dtype)
+    reassembly.reassemble(x, weights)
+    reassembly.similarity(x, query, 1, 25)
+    reassembly.spread(weights, query, *size)
+
+
+def run_all(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> None:
+    run_module(depth, dtype, size)
+    run_reassembly(dtype, size)
+
+
+@needs_compiler
+def test_how_many_kernels_are_launched(launches):
+    """Of a module with its backward pass, but for the attention's."""
+    run_module(64, torch.float32)
+    assert [kernel.__name__ for kernel, *_ in launches] == FORWARD + BACKWARD
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [64, 16])
+def test_spills_no_registers(launches, monkeypatch, tmp_path, depth, dtype):
+    """At the widths that are shipped."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    run_all(depth, dtype)
+    assert {
+        launch[0].__name__: bytes_on_the_stack(compile_for(SM_90, launch), tmp_path)
+        for launch in launches
+    } == {launch[0].__name__: 0 for launch in launches}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "target, binary, depth, dtype",
+    [(SM_80, "cubin", 64, torch.float64), (GFX942, "hsaco", 16, torch.float16)],
+    ids=["sm_80 float64", "gfx942 float16"],
+)
+def test_compiles(launches, monkeypatch, tmp_path, target, binary, depth, dtype):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    run_all(depth, dtype)
+    for launch in launches:
+        assert compile_for(target, launch).asm[binary]
+
+
+@needs_compiler
+def test_compiles_nothing_anew_for_another_size(launches):
+    """What the compiler is told is the same; of numbers it is not told whether they are round."""
+    run_all(64, torch.float32)
+    count = len(launches)
+    run_all(64, torch.float32, size=(7, 1))
+    for (kernel, values, options), (_, others, _) in zip(
+        launches[:count], launches[count:], strict=True
+    ):
+        for parameter in kernel.params:
+            if parameter.is_constexpr:
+                assert values[parameter.name] == others[parameter.name], parameter.name
+            elif isinstance(values[parameter.name], int):
+                assert parameter.do_not_specialize, parameter.name
