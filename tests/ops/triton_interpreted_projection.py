@@ -68,7 +68,9 @@ def test_dtypes(name, dtype):
     check(draw(SHAPES[name], dtype), dtype, TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.float16, torch.float32)])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.bfloat16), (torch.float16, torch.float32)]
+)
 def test_mixed_dtypes(dtypes):
     """The map and the results; the parameters of autocast are in float32."""
     of_x, dtype = dtypes

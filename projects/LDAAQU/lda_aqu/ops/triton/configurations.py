@@ -44,6 +44,7 @@ TABLE |= {
     ),
     "tanh_backward_kernel": (Row({"BLOCK_PIXELS": 64}),),
     "hidden_backward_kernel": (
+        Row({"BLOCK_PIXELS": 64}, num_stages=3, max_itemsize=HALF, max_width=16),
         Row({"BLOCK_PIXELS": 32}, num_stages=3, max_itemsize=FLOAT, max_width=32),
         Row({"BLOCK_PIXELS": 16}),
     ),

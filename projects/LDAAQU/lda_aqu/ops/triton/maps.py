@@ -1,4 +1,4 @@
-"""How maps and their numbers are told to the kernels of :mod:`.tiles`, and of those who use them."""
+"""How maps, and sums over their pixels, are told to kernels that work on :mod:`.tiles`."""
 
 from collections.abc import Sequence
 from functools import cache

@@ -89,7 +89,6 @@ def predict_offsets_backward(
     return [grad_query, *results]
 
 
-
 def _resize(query: Tensor, resized: Tensor) -> None:
     """Write the resized query."""
     source, channels_last = dense(query)

@@ -10,7 +10,7 @@ Shape shorthand:
 """
 
 # What is known when a kernel is compiled, and the sizes, are in capitals.
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 
 import triton
 import triton.language as tl
@@ -108,8 +108,9 @@ def resize_backward_kernel(
 
 
 @triton.jit
-def _group_tile(number, pixels, GROUPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-                INDEX: tl.constexpr):  # fmt: skip
+def _group_tile(
+    number, pixels, GROUPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, INDEX: tl.constexpr
+):
     """Of the tiles of all images and groups the one of that number."""
     image, pixel, mask = pixel_tile(number // GROUPS, pixels, BLOCK_PIXELS, INDEX)
     return image, number % GROUPS, pixel, mask
@@ -155,9 +156,7 @@ def hidden_kernel(
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """What the last convolution reads."""
-    image, group, pixel, mask = _group_tile(
-        tl.program_id(0), Y * X, GROUPS, BLOCK_PIXELS, INDEX
-    )  # fmt: skip
+    image, group, pixel, mask = _group_tile(tl.program_id(0), Y * X, GROUPS, BLOCK_PIXELS, INDEX)
     channel = tl.arange(0, BLOCK_CHANNELS)
     channel_mask = channel < CHANNELS
     standardized, _ = _standardized_features(
@@ -188,9 +187,7 @@ def offsets_kernel(
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """The offsets: the last convolution, and tanh."""
-    image, group, pixel, mask = _group_tile(
-        tl.program_id(0), Y * X, GROUPS, BLOCK_PIXELS, INDEX
-    )  # fmt: skip
+    image, group, pixel, mask = _group_tile(tl.program_id(0), Y * X, GROUPS, BLOCK_PIXELS, INDEX)
     channel, output = tl.arange(0, BLOCK_CHANNELS), tl.arange(0, BLOCK_OUTPUTS)
     channel_mask, output_mask = channel < CHANNELS, output < OUTPUTS
     predicted = tl.zeros((BLOCK_PIXELS, BLOCK_OUTPUTS), COMPUTE)
@@ -257,7 +254,8 @@ def hidden_backward_kernel(
     channel_mask, output_mask = channel < CHANNELS, output < OUTPUTS
     scale = load_row(norm_weight, channel, channel_mask, COMPUTE)
     shift = load_row(norm_bias, channel, channel_mask, COMPUTE)
-    sum_scale, sum_shift = tl.zeros((BLOCK_CHANNELS,), COMPUTE), tl.zeros((BLOCK_CHANNELS,), COMPUTE)
+    sum_scale = tl.zeros((BLOCK_CHANNELS,), COMPUTE)
+    sum_shift = tl.zeros((BLOCK_CHANNELS,), COMPUTE)
     sum_bias = tl.zeros((BLOCK_OUTPUTS,), COMPUTE)
     tiles = images * GROUPS * tl.cdiv(Y * X, BLOCK_PIXELS)
     for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -358,8 +356,10 @@ def query_backward_kernel(
     GRAD_CHANNELS_LAST: tl.constexpr, PARAMETERS: tl.constexpr, COMPUTE: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """From the features back to the query, by some of the tiles; the query may have another
-    gradient, ``grad_resized``, or None. That of the depthwise weights is summed over these tiles.
+    """From the features back to the query, by some of the tiles.
+
+    ``grad_resized``, or None, is the gradient that the query has from elsewhere. That of the
+    depthwise weights is summed over these tiles.
     """
     channel, taps = tl.arange(0, BLOCK_CHANNELS), tl.arange(0, 16)
     channel_mask = channel < CHANNELS

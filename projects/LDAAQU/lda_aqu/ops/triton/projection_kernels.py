@@ -5,7 +5,7 @@ Shape shorthand:
 """
 
 # What is known when a kernel is compiled is in capitals.
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 
 import triton
 import triton.language as tl

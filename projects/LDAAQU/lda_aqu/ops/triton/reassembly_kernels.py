@@ -8,7 +8,7 @@ Shape shorthand:
 """
 
 # What is known when a kernel is compiled, and the sizes, are in capitals.
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 
 import triton
 import triton.language as tl
@@ -55,11 +55,12 @@ def reassemble_kernel(
     image, pixel, mask = pixel_tile(tl.program_id(0), Y * X, BLOCK_PIXELS, INDEX)
     group, channel, channel_mask = _group_channels(CHANNELS, BLOCK_CHANNELS)
     row, column = pixel // X * H // Y, pixel % X * W // X
-    weights += (image * GROUPS + group) * SIDE * SIDE * (Y * X)
+    first_plane = (image * GROUPS + group) * (SIDE * SIDE)
     channel += group * CHANNELS
     total = tl.zeros((BLOCK_CHANNELS, BLOCK_PIXELS), COMPUTE)
     for tap in range(SIDE * SIDE):
-        weight = tl.load(weights + tap * (Y * X) + pixel, mask=mask, other=0).to(COMPUTE)
+        plane = weights + (first_plane + tap) * (Y * X)
+        weight = tl.load(plane + pixel, mask=mask, other=0).to(COMPUTE)
         source, inside = _in_window(row, column, tap, mask, H, W, SIDE)
         place = _offsets(image, channel, source, H * W, GROUPS * CHANNELS, CHANNELS_LAST)
         tile = tl.load(x + place, mask=channel_mask[:, None] & inside[None, :], other=0)
@@ -111,7 +112,7 @@ def spread_kernel(
     """
     image, pixel, mask = pixel_tile(tl.program_id(0), H * W, BLOCK_PIXELS, INDEX)
     group, channel, channel_mask = _group_channels(CHANNELS, BLOCK_CHANNELS)
-    weights += (image * GROUPS + group) * SIDE * SIDE * (Y * X)
+    first_plane = (image * GROUPS + group) * (SIDE * SIDE)
     channel += group * CHANNELS
     # Counted from the first row and column of a window around the input pixel.
     row, column = pixel // W + SIDE // 2, pixel % W + SIDE // 2
@@ -125,11 +126,9 @@ def spread_kernel(
             j = first_column + x
             tap_column = column - j * W // X
             holds = mask & (i < Y) & (j < X) & (tap_row >= 0) & (tap_column >= 0)
-            tap, output = tap_row * SIDE + tap_column, i * X + j
-            weight = tl.load(weights + tap * (Y * X) + output, mask=holds, other=0).to(COMPUTE)
-            place = _offsets(
-                image, channel, output, Y * X, GROUPS * CHANNELS, QUERY_CHANNELS_LAST
-            )
+            plane, output = first_plane + tap_row * SIDE + tap_column, i * X + j
+            weight = tl.load(weights + plane * (Y * X) + output, mask=holds, other=0).to(COMPUTE)
+            place = _offsets(image, channel, output, Y * X, GROUPS * CHANNELS, QUERY_CHANNELS_LAST)
             tile = tl.load(query + place, mask=channel_mask[:, None] & holds[None, :], other=0)
             total += tile.to(COMPUTE) * weight[None, :]
     place = _offsets(image, channel, pixel, H * W, GROUPS * CHANNELS, False)
