@@ -1,21 +1,29 @@
 #!/bin/sh
-# Measure on a GPU what docs/benchmarks.md shows of one. Arguments are added to every command.
+# Measures on a GPU all that docs/benchmarks.md shows of one. Options given are added to every run.
 set -e
 cd "$(dirname "$0")/.."
-models="models --config-file configs/COCO-Detection/faster_rcnn_R_50_FPN_1x_lda_aqu.yaml
-    --baseline configs/COCO-Detection/faster_rcnn_R_50_FPN_1x_nearest.yaml --parts backbone training"
+output=output/gpu
 
-measure() {  # folder, then the command
-    output="output/gpu/$1"
+modules() {  # folder, options
+    folder=$1
     shift
-    python tools/benchmark.py "$@" --output "$output"
+    python tools/benchmark.py modules --device cuda --sweep-sides --sweep-channels \
+        --output "$output/$folder" "$@"
 }
 
-modules="modules --device cuda --sweep-sides --sweep-channels"
-measure float32 $modules --batch-size 2 "$@"
-measure channels_last $modules --batch-size 2 --memory-format channels_last "$@"
-measure bfloat16 $modules --batch-size 2 --autocast bfloat16 "$@"
-measure batch_8 $modules --batch-size 8 "$@"
-measure models $models --device cuda --batch-size 4 "$@"
-measure models_float16 $models --device cuda --batch-size 4 --autocast float16 "$@"
-python tools/compare_upsamplers.py --device cuda --output output/gpu/comparison "$@"
+models() {  # folder, options
+    folder=$1
+    shift
+    python tools/benchmark.py models --device cuda --batch-size 4 --parts backbone training \
+        --config-file configs/COCO-Detection/faster_rcnn_R_50_FPN_1x_lda_aqu.yaml \
+        --baseline configs/COCO-Detection/faster_rcnn_R_50_FPN_1x_nearest.yaml \
+        --output "$output/$folder" "$@"
+}
+
+modules float32 --batch-size 2 "$@"
+modules channels_last --batch-size 2 --memory-format channels_last "$@"
+modules bfloat16 --batch-size 2 --autocast bfloat16 "$@"
+modules batch_8 --batch-size 8 "$@"
+models models "$@"
+models models_float16 --autocast float16 "$@"
+python tools/compare_upsamplers.py --device cuda --output "$output/comparison" "$@"

@@ -39,36 +39,44 @@ def comparison_table(
     Raises:
         InputError: the model cannot be built with one of them, or does not use it.
     """
-    models = {u.label: with_upsampler(model, u) for u in upsamplers}
-    modules = {u.label: ModuleWorkload(u, step, model.setting) for u in upsamplers}
+    works = {
+        "": {u.label: ModuleWorkload(u, step, model.setting) for u in upsamplers},
+        ", model": {u.label: with_upsampler(model, u) for u in upsamplers},
+    }
+    for workload in works[", model"].values():  # before anything is measured
+        _check_use(workload)
+    flops = {
+        end: {label: count_flops(workload.prepare()) for label, workload in work.items()}
+        for end, work in works.items()
+    }
+    costs = {end: measure(work, repeats, f"upsamplers{end}") for end, work in works.items()}
     rows: list[Row] = []
-    notes = [
-        "GFLOPs: 1e9 multiply-adds of a forward pass; ms: its "
-        "median time; peak MiB: memory beyond inputs and weights",
-        ADDED,
-    ]
-    # Everything is built and counted before anything is timed.
-    for label, published in ((label, PUBLISHED_FIGURES.get(label)) for label in models):
-        _check_use(models[label])
-        parameters = sum(p.numel() for p in modules[label].build().parameters())
+    for label, workload in works[""].items():
+        parameters = sum(p.numel() for p in workload.build().parameters())
+        published = PUBLISHED_FIGURES.get(label)
         row: Row = {"upsampler": label, "parameters": parameters}
         row["published"] = published and published.added
-        for work, suffix in ((modules, ""), (models, ", model")):
-            count = count_flops(work[label].prepare())
-            if count.uncounted:
-                notes.append(f"{label}{suffix}: FLOPs unknown of {', '.join(count.uncounted)}")
-            row[f"GFLOPs{suffix}"] = count.total and count.total / 1e9
-            row[f"ms{suffix}"] = row[f"peak MiB{suffix}"] = None
+        for end in works:
+            total = flops[end][label].total
+            row[f"GFLOPs{end}"] = total and total / 1e9
+            row[f"ms{end}"] = costs[end][label]["median ms"]
+            row[f"peak MiB{end}"] = costs[end][label]["peak MiB"]
         row["box AP, cited"] = published and published.box_ap
         row["box AP, measured"] = measured_ap.get(label)
         rows.append(row)
-    for work, suffix in ((models, ", model"), (modules, "")):
-        costs = measure(work, repeats, f"upsamplers{suffix}")
-        for row in rows:
-            row[f"ms{suffix}"] = costs[row["upsampler"]]["median ms"]
-            row[f"peak MiB{suffix}"] = costs[row["upsampler"]]["peak MiB"]
-    sources = dict.fromkeys(p.source for label, p in PUBLISHED_FIGURES.items() if label in models)
-    notes.append(f"box AP, cited: Faster R-CNN R50, 12 epochs, not ours: {'; '.join(sources)}")
+    sources = (p.source for label, p in PUBLISHED_FIGURES.items() if label in works[""])
+    notes = (
+        "GFLOPs: 1e9 multiply-adds of a forward pass; ms: its median time; peak MiB: memory "
+        "beyond inputs and weights",
+        ADDED,
+        "box AP, cited: Faster R-CNN R50, 12 epochs, not ours: " + "; ".join(dict.fromkeys(sources)),
+        *(
+            f"{label}{end}: FLOPs unknown of {', '.join(count.uncounted)}"
+            for end, counts in flops.items()
+            for label, count in counts.items()
+            if count.uncounted
+        ),
+    )
     title = f"Upsamplers: {step.name}, {step.channels} channels; {Path(model.config_file).stem}"
     return Table("upsamplers", title, rows, notes)
 
