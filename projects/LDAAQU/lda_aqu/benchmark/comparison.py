@@ -64,12 +64,12 @@ def comparison_table(
         row["box AP, cited"] = published and published.box_ap
         row["box AP, measured"] = measured_ap.get(label)
         rows.append(row)
-    sources = (p.source for label, p in PUBLISHED_FIGURES.items() if label in works[""])
+    sources = dict.fromkeys(p.source for n, p in PUBLISHED_FIGURES.items() if n in works[""])
     notes = (
         "GFLOPs: 1e9 multiply-adds of a forward pass; ms: its median time; peak MiB: memory "
         "beyond inputs and weights",
         ADDED,
-        "box AP, cited: Faster R-CNN R50, 12 epochs, not ours: " + "; ".join(dict.fromkeys(sources)),
+        "box AP, cited: Faster R-CNN R50, 12 epochs, not ours: " + "; ".join(sources),
         *(
             f"{label}{end}: FLOPs unknown of {', '.join(count.uncounted)}"
             for end, counts in flops.items()

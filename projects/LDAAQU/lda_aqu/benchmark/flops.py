@@ -66,7 +66,7 @@ def _local_deformable_attention(arguments: Arguments, output: Tensor) -> int:
 def _predict_offsets(arguments: Arguments, output: Tensor) -> int:
     batch, depth, *query_size = arguments["query"].shape
     outputs_of_conv, _, *kernel = arguments["conv_weight"].shape
-    size = arguments["size"]
+    size = arguments["output_size"]
     per_pixel = (
         depth * (4 * bool(size) + 9 + 5 + 1)  # resizing, depthwise convolution, norm, GELU
         + depth * prod(kernel) * outputs_of_conv  # convolution
@@ -77,8 +77,8 @@ def _predict_offsets(arguments: Arguments, output: Tensor) -> int:
 
 def _project_normalized(arguments: Arguments, output: Tensor) -> int:
     batch, channels, height, width = arguments["x"].shape
-    weights = sum(weight.numel() for weight in arguments["weights"])
-    return batch * height * width * (channels * 5 + weights)  # normalisation, projections
+    per_pixel = channels * 5 + arguments["weight"].numel()  # normalisation, projections
+    return batch * height * width * per_pixel
 
 
 FORMULAS: dict[str, Callable[[Arguments, Tensor], int]] = {
