@@ -119,7 +119,7 @@ def test_a_backend_that_cannot_run_is_one_line(run, capsys):
     name, reason = next((name, reason) for name, reason in reasons.items() if reason)
     only = f"LDAAQU:backend={name}"
     assert run("benchmark.py", "modules", "--only", only, "--device", "cuda") == 2
-    assert f"backend {name!r} cannot run on cuda: {reason}" in capsys.readouterr().err
+    assert f"{name!r} cannot run on cuda: {reason}" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):

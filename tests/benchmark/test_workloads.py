@@ -9,6 +9,7 @@ from lda_aqu.benchmark.implementations import (
     parse_implementation,
     select_implementations,
 )
+from lda_aqu.benchmark.model_workload import PARTS, ModelWorkload
 from lda_aqu.benchmark.module_workload import ModuleWorkload
 from lda_aqu.benchmark.settings import Setting, Step, fpn_steps, parse_size, square_steps
 from lda_aqu.errors import InputError
@@ -131,3 +132,20 @@ def test_forward_alone_keeps_nothing_for_a_backward_pass():
     output = ModuleWorkload(parse_implementation("LDAAQU"), STEP, Setting()).prepare()()
     assert output.shape == (1, 32, 8, 12)
     assert not output.requires_grad
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_models_run_under_autocast(tiny_config, monkeypatch, part):
+    build, dtypes = ModelWorkload.build, set()
+
+    def build_watched(self):
+        model = build(self)
+        model.backbone.register_forward_hook(
+            lambda module, inputs, maps: dtypes.update(x.dtype for x in maps.values())
+        )
+        return model
+
+    monkeypatch.setattr(ModelWorkload, "build", build_watched)
+    setting = Setting(autocast="bfloat16", batch_size=2)
+    ModelWorkload(str(tiny_config), setting, part=part, image_size=(64, 64)).prepare()()
+    assert dtypes == {torch.bfloat16}

@@ -36,8 +36,7 @@ def comparison_table(
 ) -> Table:
     """What each upsampler costs by itself at ``step``, and in a model.
 
-    Raises:
-        InputError: the model cannot be built with one of them, or does not use it.
+    InputError where the model cannot be built with one of them, or does not use it.
     """
     works = {
         "": {u.label: ModuleWorkload(u, step, model.setting) for u in upsamplers},
@@ -104,8 +103,7 @@ def _check_use(workload: ModelWorkload) -> None:
 def read_results(texts: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     """``NAME=path/to/metrics.json``, each: the last box AP in the file, in percent, by name.
 
-    Raises:
-        InputError: not of this form, not one of ``labels``, or a file without a box AP.
+    InputError where it is not of this form, not one of ``labels``, or the file has no box AP.
     """
     results = {}
     for text in texts:
@@ -127,10 +125,7 @@ def read_results(texts: Sequence[str], labels: Sequence[str]) -> dict[str, float
 
 
 def plot_comparison(path: Path, rows: Sequence[Row]) -> None:
-    """Parameters against box AP; the area of a point is the FLOPs of the module.
-
-    Points with a cited AP are hollow, those with a measured one are filled.
-    """
+    """Parameters against box AP, cited ones hollow; areas are the FLOPs of the modules."""
     most = max(row["GFLOPs"] or 0 for row in rows) or 1
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()

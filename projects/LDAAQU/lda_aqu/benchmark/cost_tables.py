@@ -50,9 +50,8 @@ def module_table(
     notes = (
         "speed-up: over the published algorithm; peak: memory beyond the inputs, results included; "
         "held: kept by the forward pass for the backward pass, inputs and parameters included",
-        "GFLOPs: 1e9 multiply-adds of the forward pass; roofline: their time at the measured rate "
-        "of a matrix product, or that of reading the input and writing the output at the rate of "
-        "a copy, whichever is longer; maps that fit into the cache can pass 100 %",
+        "GFLOPs: 1e9 multiply-adds of the forward pass; roofline: their time at the rate of a "
+        "matrix product, or that of the input and output at the rate of a copy, if longer",
     )
     return Table(name, f"Modules: {name}", rows, notes)
 

@@ -45,11 +45,7 @@ PER_RESULT = {
 Arguments = dict[str, Any]  # of an operator, by the names of its schema
 
 
-def _batch_norm(arguments: Arguments, output: Tensor) -> int:
-    return output.numel() * (5 if arguments.get("training") else 2)
-
-
-def _local_deformable_attention(arguments: Arguments, output: Tensor) -> int:
+def _local_deformable_attention(arguments: Arguments, _: Tensor) -> int:
     batch, depth, height, width = arguments["query"].shape
     channels = arguments["value"].shape[1]
     groups, points = arguments["offsets"].shape[1:3]
@@ -63,7 +59,7 @@ def _local_deformable_attention(arguments: Arguments, output: Tensor) -> int:
     return batch * height * width * points * per_point
 
 
-def _predict_offsets(arguments: Arguments, output: Tensor) -> int:
+def _predict_offsets(arguments: Arguments, _: Tensor) -> int:
     batch, depth, *query_size = arguments["query"].shape
     outputs_of_conv, _, *kernel = arguments["conv_weight"].shape
     size = arguments["output_size"]
@@ -75,7 +71,7 @@ def _predict_offsets(arguments: Arguments, output: Tensor) -> int:
     return batch * prod(size or query_size) * per_pixel
 
 
-def _project_normalized(arguments: Arguments, output: Tensor) -> int:
+def _project_normalized(arguments: Arguments, _: Tensor) -> int:
     batch, channels, height, width = arguments["x"].shape
     per_pixel = channels * 5 + arguments["weight"].numel()  # normalisation, projections
     return batch * height * width * per_pixel
@@ -84,8 +80,10 @@ def _project_normalized(arguments: Arguments, output: Tensor) -> int:
 FORMULAS: dict[str, Callable[[Arguments, Tensor], int]] = {
     **dict.fromkeys(SUMS.split(), lambda arguments, out: arguments["self"].numel()),
     "avg_pool2d": lambda arguments, out: out.numel() * prod(arguments["kernel_size"]),
-    "cudnn_batch_norm": _batch_norm,
-    "native_batch_norm": _batch_norm,
+    **dict.fromkeys(
+        ("cudnn_batch_norm", "native_batch_norm"),
+        lambda arguments, out: out.numel() * (5 if arguments["training"] else 2),
+    ),
     "local_deformable_attention": _local_deformable_attention,
     "predict_offsets": _predict_offsets,
     "project_normalized": _project_normalized,

@@ -45,8 +45,7 @@ class Implementation:
 def parse_implementation(text: str) -> Implementation:
     """``"LDAAQU"``, or ``"LDAAQU:reduction=16,num_heads=2"`` with options of the constructor.
 
-    Raises:
-        InputError: not of this form, or no upsampler, option or value that there is.
+    InputError where it is not of this form, or names what there is not.
     """
     name, _, rest = text.partition(":")
     try:
@@ -79,9 +78,7 @@ def select_implementations(names: Sequence[str] | None, device: str) -> list[Imp
                 if not reason
             ]
         elif reasons.get(backend):
-            raise InputError(
-                f"{name}: backend {backend!r} cannot run on {device}: {reasons[backend]}"
-            )
+            raise InputError(f"{name}: {backend!r} cannot run on {device}: {reasons[backend]}")
         else:
             result.append(implementation)
     if any(implementation.is_as_published for implementation in result):
