@@ -165,24 +165,25 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
 
 
+def check(condition: bool, message: Callable[[], str]) -> None:
+    """Raise RuntimeError with a message, which is made then, unless a condition holds."""
+    if not condition:
+        raise RuntimeError(message())
+
+
 def check_tensors(*tensors: Tensor | None) -> None:
     """Raise RuntimeError unless tensors can be inputs of one call. Works on fake tensors."""
     present = [tensor for tensor in tensors if tensor is not None]
+    device = present[0].device
     for tensor in present:
-        torch._check(
-            tensor.is_floating_point() and tensor.device == present[0].device,
-            lambda: "expected floating-point tensors on one device",
-        )
-        torch._check(
-            all(size > 0 for size in tensor.shape[1:]),
-            lambda t=tensor: f"only a batch may be empty, got {tuple(t.shape)}",
-        )
+        if not tensor.is_floating_point() or tensor.device != device:
+            raise RuntimeError("expected floating-point tensors on one device")
+        if 0 in tensor.shape[1:]:
+            raise RuntimeError(f"only a batch may be empty, got {tuple(tensor.shape)}")
 
 
 def check_shapes(**parameters: tuple[Tensor, tuple[int, ...]]) -> None:
     """Raise RuntimeError, naming it, if a parameter has another shape than the one beside it."""
     for name, (parameter, shape) in parameters.items():
-        torch._check(
-            tuple(parameter.shape) == shape,
-            lambda n=name, p=parameter, s=shape: f"expected {n} {s}, got {tuple(p.shape)}",
-        )
+        if tuple(parameter.shape) != shape:
+            raise RuntimeError(f"expected {name} {shape}, got {tuple(parameter.shape)}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .autocast import dtype_under_autocast
 from .layout import Layout, like, memory_format_of
-from .operator import Operator, check_shapes, check_tensors
+from .operator import Operator, check, check_shapes, check_tensors
 from .plain import projection as plain
 
 
@@ -58,7 +58,7 @@ def _results(
     dtype: torch.dtype,
 ) -> list[Layout]:
     """The rows of ``weight`` are those of several projections, as many as ``widths`` says."""
-    torch._check(x.dim() == 4, lambda: f"expected a 4-d map, got {tuple(x.shape)}")
+    check(x.dim() == 4, lambda: f"expected a 4-d map, got {tuple(x.shape)}")
     batch, channels, *size = x.shape
     check_shapes(
         norm_weight=(norm_weight, (channels,)),
