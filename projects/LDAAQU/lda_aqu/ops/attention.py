@@ -1,6 +1,7 @@
 """Local deformable attention as one operator: what it takes and returns, for any backend."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,14 +108,8 @@ def _results(
     return [Layout((batch, channels, *output_size), value.dtype, memory_format_of(value))]
 
 
-def _grads(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    offsets: Tensor,
-    position_bias: Tensor | None,
-    num_heads: int,
-) -> list[Layout]:
+def _grads(*inputs: Any) -> list[Layout]:
+    query, key, value, offsets, position_bias, _ = inputs
     return [
         like(query, torch.channels_last),
         like(key, torch.channels_last),

@@ -46,9 +46,9 @@ class Operator:
             schema.
         standard: called with the inputs; computes the results in standard operators, for exporters
             and for transforms of functions.
-        grads: called with what is saved; returns the layouts of the gradients. Its annotations are
-            the schema of the gradient's operator.
-        save: makes, of the inputs and the results, what is saved; by default the inputs.
+        grads: called with what is saved; returns the layouts of the gradients.
+        save: makes, of the inputs and the results, what is saved; by default it is the inputs. Where
+            it is given, the annotations of ``grads`` are the schema of the gradient's operator.
         derivative: where given, computes the gradient in place of functions of the backends, by
             other operators: called with the gradients, the inputs and the name of the backend.
     """
@@ -60,14 +60,15 @@ class Operator:
         results: Layouts,
         standard: Callable[..., list[Tensor]],
         grads: Layouts | None = None,
-        save: Callable[[Inputs, Sequence[Tensor]], Inputs] = lambda inputs, results: inputs,
+        save: Callable[[Inputs, Sequence[Tensor]], Inputs] | None = None,
         derivative: Callable[..., Sequence[Tensor]] | None = None,
     ) -> None:
-        self._standard, self.save = standard, save
-        self.forward = _define(name, file, results)
+        self._standard, self.save = standard, save or (lambda inputs, results: inputs)
+        self.forward = _define(name, file, results, results)
         _LIBRARY.impl(name, self._call_differentiably, "Autograd")
         if derivative is None:
-            backward = _define(f"{name}_backward", file, grads, takes_grads=True)
+            schema = grads if save else results
+            backward = _define(f"{name}_backward", file, grads, schema, takes_grads=True)
 
             def derivative(grads: Sequence[Tensor], *saved: Any) -> Sequence[Tensor]:
                 if not torch.is_grad_enabled():
@@ -132,16 +133,18 @@ def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _define(name: str, file: str, layouts: Layouts, takes_grads: bool = False) -> Any:
+def _define(
+    name: str, file: str, layouts: Layouts, schema: Layouts, takes_grads: bool = False
+) -> Any:
     """Define an operator that is computed by the function ``name`` of a backend's ``file``.
 
-    Its parameters are those of ``layouts``; before them, the gradients where it ``takes_grads``;
+    Its parameters are those of ``schema``; before them, the gradients where it ``takes_grads``;
     after them, the backend.
     """
     first = 1 if takes_grads else 0
     parameters = [
         *([_parameter("grads", Sequence[Tensor])] if takes_grads else []),
-        *inspect.signature(layouts, eval_str=True).parameters.values(),
+        *inspect.signature(schema, eval_str=True).parameters.values(),
         _parameter("backend", str),
     ]
 

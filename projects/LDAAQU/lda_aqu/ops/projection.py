@@ -1,6 +1,7 @@
 """Layer normalisation and 1 x 1 convolutions as one operator: what it takes and returns."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,14 +70,8 @@ def _results(
     return [Layout((batch, width, *size), dtype, torch.channels_last) for width in widths]
 
 
-def _grads(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    widths: Sequence[int],
-    dtype: torch.dtype,
-) -> list[Layout]:
+def _grads(*inputs: Any) -> list[Layout]:
+    x, norm_weight, norm_bias, weight, *_ = inputs
     return [like(x, memory_format_of(x)), like(norm_weight), like(norm_bias), like(weight)]
 
 
