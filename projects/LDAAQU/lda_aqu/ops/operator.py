@@ -47,8 +47,8 @@ class Operator:
         standard: called with the inputs; computes the results in standard operators, for exporters
             and for transforms of functions.
         grads: called with what is saved; returns the layouts of the gradients.
-        save: makes, of the inputs and the results, what is saved; by default it is the inputs. Where
-            it is given, the annotations of ``grads`` are the schema of the gradient's operator.
+        save: makes, of the inputs and the results, what is saved; by default the inputs are. If it
+            is given, the annotations of ``grads`` are the schema of the gradient's operator.
         derivative: where given, computes the gradient in place of functions of the backends, by
             other operators: called with the gradients, the inputs and the name of the backend.
     """
