@@ -133,6 +133,18 @@ def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
+# How the annotations of a function are written in an operator's schema.
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    float: "float",
+    torch.dtype: "ScalarType",
+    Sequence[int]: "SymInt[]",
+    Sequence[int] | None: "SymInt[]?",
+}
+
+
 def _define(
     name: str, file: str, layouts: Layouts, schema: Layouts, takes_grads: bool = False
 ) -> Any:
@@ -143,9 +155,12 @@ def _define(
     """
     first = 1 if takes_grads else 0
     parameters = [
-        *([_parameter("grads", Sequence[Tensor])] if takes_grads else []),
-        *inspect.signature(schema, eval_str=True).parameters.values(),
-        _parameter("backend", str),
+        *(["Tensor[] grads"] if takes_grads else []),
+        *(
+            f"{_SCHEMA_TYPES[parameter.annotation]} {parameter.name}"
+            for parameter in inspect.signature(schema, eval_str=True).parameters.values()
+        ),
+        "str backend",
     ]
 
     def compute(*inputs: Any) -> list[Tensor]:
@@ -157,15 +172,10 @@ def _define(
         device = next(value for value in inputs[first:] if isinstance(value, Tensor)).device
         return [layout.empty(device) for layout in layouts(*inputs[first:-1])]
 
-    compute.__signature__ = inspect.Signature(parameters, return_annotation=list[Tensor])
-    _LIBRARY.define(name + torch.library.infer_schema(compute, mutates_args=()))
+    _LIBRARY.define(f"{name}({', '.join(parameters)}) -> Tensor[]")
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lda_aqu::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.lda_aqu, name).default
-
-
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
 
 
 def check(condition: bool, message: Callable[[], str]) -> None:
