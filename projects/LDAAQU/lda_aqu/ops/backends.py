@@ -39,7 +39,7 @@ BACKENDS = {
             "C++ kernels for the CPU",
             cpp.attention,
             cpp.offset_network,
-            cpp.normalized_projection,
+            cpp.projection,
             cpp.unavailable,
         ),
         Backend(

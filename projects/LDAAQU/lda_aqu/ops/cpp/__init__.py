@@ -3,15 +3,15 @@
 Each has ``forward`` and ``backward`` as its namesake in :mod:`lda_aqu.ops.plain`.
 """
 
-from . import attention, normalized_projection, offset_network
+from . import attention, offset_network, projection
 from .library import DTYPES, instruction_set, unavailable, use_instruction_set
 
 __all__ = [
     "DTYPES",
     "attention",
     "instruction_set",
-    "normalized_projection",
     "offset_network",
+    "projection",
     "unavailable",
     "use_instruction_set",
 ]

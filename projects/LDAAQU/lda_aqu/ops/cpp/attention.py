@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ..memory_format import memory_format_of
-from .library import DTYPES, Call, fields, in_huge_pages
+from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 
-class Problem(ctypes.Structure):
-    """The struct of attention_problem.h."""
+class AttentionProblem(Problem):
+    """The struct of csrc/attention/problem.h."""
 
+    operator = "attention"
     _fields_ = (
         *fields(ctypes.c_int64, "batch depth channels heads groups kernel_size"),
-        *fields(ctypes.c_int64, "in_height in_width out_height out_width threads output_dtype"),
+        *fields(ctypes.c_int64, "in_height in_width out_height out_width threads dtype"),
         *fields(ctypes.c_int64 * 6, "offset_strides grad_offset_strides"),
         *fields(ctypes.c_int64 * 4, "key_strides value_strides output_strides grad_value_strides"),
         *fields(ctypes.c_void_p, "query key value offsets bias output grad_output"),
@@ -43,7 +44,7 @@ def forward(
     )
     if output.numel():
         call.set_tensor("output", output, "output_strides")
-        call.run("forward", "workspace_size", is_backward=False)
+        call.run("forward")
     return output.to(value.dtype)
 
 
@@ -73,8 +74,9 @@ def backward(
         strides = (None, None, "grad_value_strides", "grad_offset_strides", None)
         names = ("grad_query", "grad_key", "grad_value", "grad_offsets", "grad_bias")
         for name, grad, stride in zip(names, grads, strides, strict=True):
-            call.set_tensor(name, in_huge_pages(grad), stride)
-        call.run("backward", "workspace_size", is_backward=True)
+            if grad.numel():  # there is none of the bias where there is no bias
+                call.set_tensor(name, in_huge_pages(grad), stride)
+        call.run("backward")
     else:
         for grad in grads:
             grad.zero_()
@@ -82,7 +84,7 @@ def backward(
 
 
 class _Call(Call):
-    """The inputs as the kernels read them, and the Problem that describes them."""
+    """The inputs as the kernels read them, and the AttentionProblem that describes them."""
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class _Call(Call):
         # Pixels have 32-bit numbers, those of the border that the kernels add to a map too.
         if (key.shape[2] + 3) * (key.shape[3] + 1) >= 2**31:
             raise RuntimeError(f"maps of 2^31 pixels and more do not fit: {tuple(key.shape)}")
-        problem = Problem(
+        problem = AttentionProblem(
             batch=batch,
             depth=depth,
             channels=value.shape[1],
@@ -115,7 +117,7 @@ class _Call(Call):
             out_height=out_height,
             out_width=out_width,
             threads=torch.get_num_threads(),
-            output_dtype=DTYPES.index(self.output_dtype),
+            dtype=DTYPES.index(self.output_dtype),
         )
         super().__init__(problem)
         query = query.to(self.dtype).contiguous(memory_format=torch.channels_last)

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <cstring>
 
-namespace LDA_AQU_ISA {
 namespace {
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -60,4 +59,3 @@ inline double floor_of(double x) { return __builtin_floor(x); }
 inline double sqrt_of(double x) { return __builtin_sqrt(x); }
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
