@@ -6,6 +6,7 @@ every version of Python; without them the package computes in plain PyTorch.
 """
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 
@@ -18,6 +19,7 @@ SOURCES = sorted(path for path in FOLDER.rglob("*") if path.suffix in (".cpp", "
 DISPATCH = str(FOLDER / "dispatch.cpp")
 KERNELS = [str(path) for path in SOURCES if path.name == "kernels.cpp"]
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += os.environ.get("LDA_AQU_FLAGS", "").split()  # as -fsanitize=address, for debugging
 # KERNELS are compiled once for each; which one runs is chosen when it runs.
 INSTRUCTION_SETS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -51,7 +53,7 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            extra_postargs=["-fopenmp"],
+            extra_postargs=FLAGS,
             target_lang="c++",
         )
 

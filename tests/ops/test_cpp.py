@@ -1,11 +1,16 @@
+import ctypes
 import platform
+import random
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from lda_aqu.ops import cpp
+from lda_aqu.ops.cpp import library
 from lda_aqu.ops.plain import attention as plain
-from test_local_deformable_attention import sample_inputs
+from lda_aqu.ops.plain import normalized_projection as plain_projection
+from lda_aqu.ops.plain import offset_network as plain_offset_network
 
 pytestmark = pytest.mark.skipif(
     bool(reason := cpp.unavailable(torch.device("cpu"))), reason=reason or "available"
@@ -168,10 +173,167 @@ def test_an_empty_batch():
     assert [g.shape[0] for g in grads] == [0] * 4 and grad_bias.eq(0).all()
 
 
-def test_agrees_with_the_sweep_in_float32():
-    for seed in range(100, 130):
-        inputs = sample_inputs(seed, torch.float32)
-        exact = tuple(i.double() if torch.is_tensor(i) else i for i in inputs)
-        torch.testing.assert_close(
-            cpp.attention.forward(*inputs).double(), plain.forward(*exact), rtol=1e-5, atol=1e-5
+@pytest.mark.parametrize("size, out, depth", [((9, 0), OUT, 6), ((0, 9), OUT, 6), ((9, 9), OUT, 0)])
+def test_nothing_to_attend_to_raises(size, out, depth):
+    query, key = torch.zeros(1, depth, *out), torch.zeros(1, depth, *size)
+    value, offsets = torch.zeros(1, 4, *size), torch.zeros(1, 2, 9, 2, *out)
+    inputs = (query, key, value, offsets, None, 2)
+    with pytest.raises(RuntimeError, match="expected (query|key) with elements"):
+        cpp.attention.forward(*inputs)
+    with pytest.raises(RuntimeError, match="expected (query|key) with elements"):
+        cpp.attention.backward(torch.zeros(1, 4, *out), *inputs)
+
+
+@pytest.mark.parametrize("size, depth, target", [((5, 7), 0, None), ((5, 0), 4, (5, 7))])
+def test_no_query_to_predict_offsets_from_raises(size, depth, target):
+    parameters = [torch.zeros(s) for s in ((depth // 2, 1, 3, 3), (depth // 2,), (depth // 2,))]
+    parameters += [torch.zeros(18, depth // 2, 3, 3), torch.zeros(18)]
+    out = target or size
+    query, offsets = torch.zeros(1, depth, *size), torch.zeros(1, 2, 9, 2, *out)
+    with pytest.raises(RuntimeError, match=r"with elements, got \("):
+        cpp.offset_network.forward(query, *parameters, 2, 11.0, target)
+    grads = [offsets, torch.zeros(1, depth, *out)][: 2 if target else 1]
+    with pytest.raises(RuntimeError, match=r"with elements, got \("):
+        seen = torch.zeros(1, depth, *out)
+        cpp.offset_network.backward(
+            grads, offsets, seen, *parameters, 2, 11.0, size if target else None
         )
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 7), (1, 4, 0, 7), (1, 4, 5, 0)])
+def test_maps_without_pixels_have_empty_results(shape):
+    query, value = torch.zeros(shape), torch.zeros(shape[0], 4, 3, 3)
+    offsets, bias = torch.zeros(shape[0], 2, 9, 2, *shape[2:]), torch.zeros(2, 9, 2)
+    inputs = (query, value, value, offsets, bias, 2)
+    assert cpp.attention.forward(*inputs).shape == shape
+    assert all(g.eq(0).all() for g in cpp.attention.backward(query, *inputs))
+
+    parameters = [torch.zeros(s) for s in ((2, 1, 3, 3), (2,), (2,), (18, 2, 3, 3), (18,))]
+    assert cpp.offset_network.forward(query, *parameters, 2, 11.0, None)[0].numel() == 0
+    source = (5, 7)
+    grads = cpp.offset_network.backward(
+        [offsets, query], offsets, query, *parameters, 2, 11.0, source
+    )
+    assert all(g.eq(0).all() for g in grads)
+
+    projection = (query, torch.ones(4), torch.zeros(4), [torch.zeros(3, 4, 1, 1)])
+    (projected,) = cpp.projection.forward(*projection, torch.float32)
+    assert projected.shape == (shape[0], 3, *shape[2:])
+    *grads, grad_weights = cpp.projection.backward([projected], *projection)
+    assert all(g.eq(0).all() for g in (*grads, *grad_weights))
+
+
+def random_problem(seed: int):
+    """Functions and arguments of all operators for odd shapes, and the tolerance of the dtype."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    dtype, tolerance = rng.choice(
+        [(torch.float64, 1e-9), (torch.float32, 1e-3), (torch.float32, 1e-3), (torch.float16, 5e-2)]
+    )
+    batch, groups, heads, kernel = (
+        rng.choice(c) for c in ((1, 2), (1, 2, 3), (1, 2, 3), (1, 3, 5, 7))
+    )
+    depth, channels = 6 * rng.choice((1, 3)), 6 * rng.choice((1, 2, 7))
+    size, out = (
+        rng.choice([(1, rng.randint(1, long)), (rng.randint(1, long), 1), (rng.randint(2, 9), 17)])
+        for long in (20, 70)
+    )
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        drawn = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+        formats = (torch.contiguous_format, torch.channels_last)
+        return drawn.contiguous(memory_format=rng.choice(formats)) if len(shape) == 4 else drawn
+
+    key, value = draw(batch, depth, *size), draw(batch, channels, *size)
+    bias = draw(heads, kernel**2, depth // heads) if rng.random() < 0.7 else None
+    offsets = draw(batch, groups, kernel**2, 2, *out, scale=3.0)
+    attention = (draw(batch, depth, *out), key, value, offsets, bias, heads)
+    window, c = rng.choice((1, 3, 5)), depth // groups
+    network = (draw(c, 1, 3, 3), draw(c), draw(c), draw(18, c, window, window, scale=0.1), draw(18))
+    norm = (
+        value,
+        draw(channels),
+        draw(channels),
+        [draw(3, channels, 1, 1), draw(1, channels, 1, 1)],
+    )
+
+    def both(modules: tuple, convert) -> list[torch.Tensor]:
+        """Outputs and gradients; the gradients of outputs are the outputs themselves."""
+        attend, predict, project = modules
+        inputs = [convert(i) for i in attention]
+        output = attend.forward(*inputs)
+        results = [output, *attend.backward(output, *inputs)]
+        weights = [convert(w) for w in network]
+        for query, target in ((inputs[0], None), (inputs[1], out)):
+            settings = (*weights, groups, 11.0)
+            outputs = predict.forward(query, *settings, target)
+            seen, back = (outputs[1], size) if target else (query, None)
+            results += outputs
+            results += predict.backward(outputs, outputs[0], seen, *settings, back)
+        x, weight, bias_, weights = (*(convert(t) for t in norm[:3]), [convert(w) for w in norm[3]])
+        outputs = project.forward(x, weight, bias_, weights, x.dtype)
+        *grads, grad_weights = project.backward(outputs, x, weight, bias_, weights)
+        return [*results, *outputs, *grads, *grad_weights]
+
+    return both, tolerance
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+def test_random_problems_agree_with_plain_pytorch(instruction_set):
+    """A sweep of all operators; `make sanitize` runs it where accesses out of bounds are seen."""
+    exactly = (plain, plain_offset_network, plain_projection)
+    for seed in range(30):
+        both, tolerance = random_problem(seed)
+        results = both((cpp.attention, cpp.offset_network, cpp.projection), lambda t: t)
+        expected = both(exactly, lambda t: t.double() if torch.is_tensor(t) else t)
+        for i, (actual, wanted) in enumerate(zip(results, expected, strict=True)):
+            error = (actual.double() - wanted).abs().sum() / wanted.abs().sum().clamp(min=1)
+            assert not error > tolerance, (seed, i, error)
+
+
+@pytest.fixture
+def reason(monkeypatch, tmp_path):
+    """Why a library with these bytes, or compiled from this C, is not used."""
+
+    def reason_of(content: bytes | str) -> str:
+        path = (
+            tmp_path / f"{len(list(tmp_path.iterdir()))}_cpp.so"
+        )  # never the name of a loaded one
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            (tmp_path / "library.c").write_text(content)
+            subprocess.run(["gcc", "-shared", "-o", path, tmp_path / "library.c"], check=True)
+        monkeypatch.setattr(library, "LIBRARY", path)
+        library._library.cache_clear()
+        return cpp.unavailable(torch.device("cpu"))
+
+    yield reason_of
+    monkeypatch.undo()
+    library._library.cache_clear()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.00001, 0.001, 0.05, 0.1])
+def test_a_library_that_was_cut_short_is_not_loaded(part, reason):
+    content = library.LIBRARY.read_bytes()
+    assert "_cpp.so" in reason(content[: int(part * len(content))])
+
+
+def test_a_library_of_other_sources_is_not_used(reason):
+    loaded = ctypes.CDLL(str(library.LIBRARY))
+    loaded.lda_aqu_sources.restype = ctypes.c_char_p
+    functions = """
+        const char* lda_aqu_sources() {{ return "{}"; }}
+        long lda_aqu_problem_size(const char* name) {{
+            return *name == 'a' ? {} : *name == 'o' ? {} : {};
+        }}
+        const char* lda_aqu_instruction_set() {{ return ""; }}
+        int lda_aqu_use_instruction_set(const char* name) {{ return 0; }}
+        void lda_aqu_advise_huge_pages(void* memory, long size) {{}}
+    """
+    sources = loaded.lda_aqu_sources().decode()
+    sizes = [ctypes.sizeof(problem) for problem in library.Problem.__subclasses__()]
+    assert reason(functions.format(sources, *sizes)) == ""
+    assert "is not of this version" in reason(functions.format("0" * 64, *sizes))
+    assert "is not of this version" in reason(functions.format(sources, *sizes[:2], sizes[2] + 8))
+    assert "is not of this version" in reason("int other() { return 0; }")

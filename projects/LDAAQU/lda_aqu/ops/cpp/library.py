@@ -129,7 +129,7 @@ def _is_whole(file: bytes) -> bool:
     if file[:5] != b"\x7fELF\x02":  # of 64 bits; the loader says what is wrong with others
         return True
     try:
-        (table,), (size, count) = struct.unpack_from("Q", file, 32), struct.unpack_from("HH", file, 54)
+        table, size, count = struct.unpack_from("Q14xHH", file, 32)
         segments = [struct.unpack_from("Q16xQ", file, table + i * size + 8) for i in range(count)]
     except struct.error:
         return False
@@ -144,7 +144,8 @@ def _is_of_this_version(library: ctypes.CDLL) -> bool:
         return False
     built_from.restype, problem_size.restype = ctypes.c_char_p, ctypes.c_int64
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()  # as setup.py
+    # As in setup.py.
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return (not files or built_from() == digest.encode()) and all(
         problem_size(problem.operator.encode()) == ctypes.sizeof(problem)
         for problem in Problem.__subclasses__()

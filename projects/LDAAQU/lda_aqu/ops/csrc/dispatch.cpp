@@ -1,4 +1,4 @@
-// The C interface: chooses, when it is loaded, the kernels of the widest instruction set of this CPU.
+// The C interface: when it is loaded, it chooses the kernels of this CPU's widest instruction set.
 #include <cstring>
 
 #include "attention/problem.h"
@@ -11,16 +11,16 @@
 
 // Every function of every operator, as KERNEL(isa, result, operator, function). It is called with
 // the operator's Problem, from C as lda_aqu_<operator>_<function>.
-#define FOR_EACH_KERNEL(KERNEL, isa)                               \
-    KERNEL(isa, int64_t, attention, forward_workspace_size)        \
-    KERNEL(isa, int64_t, attention, backward_workspace_size)       \
-    KERNEL(isa, void, attention, forward)                          \
-    KERNEL(isa, void, attention, backward)                         \
-    KERNEL(isa, int64_t, offset_network, forward_workspace_size)   \
-    KERNEL(isa, int64_t, offset_network, backward_workspace_size)  \
-    KERNEL(isa, void, offset_network, forward)                     \
-    KERNEL(isa, void, offset_network, backward)                    \
-    KERNEL(isa, void, projection, standardize)                     \
+#define FOR_EACH_KERNEL(KERNEL, isa)                              \
+    KERNEL(isa, int64_t, attention, forward_workspace_size)       \
+    KERNEL(isa, int64_t, attention, backward_workspace_size)      \
+    KERNEL(isa, void, attention, forward)                         \
+    KERNEL(isa, void, attention, backward)                        \
+    KERNEL(isa, int64_t, offset_network, forward_workspace_size)  \
+    KERNEL(isa, int64_t, offset_network, backward_workspace_size) \
+    KERNEL(isa, void, offset_network, forward)                    \
+    KERNEL(isa, void, offset_network, backward)                   \
+    KERNEL(isa, void, projection, standardize)                    \
     KERNEL(isa, void, projection, standardize_backward)
 
 #define DECLARE(isa, result, op, function) \
@@ -73,7 +73,7 @@ const Kernels* chosen = widest();
 
 extern "C" {
 
-#define EXPORT(isa, result, op, function)                      \
+#define EXPORT(isa, result, op, function)                          \
     result lda_aqu_##op##_##function(const op::Problem* problem) { \
         return chosen->op##_##function(*problem);                  \
     }

@@ -16,9 +16,9 @@ struct GatherScratch {
 template <typename T>
 struct Backward : Scatter<T> {
     using Base = Scatter<T>;
-    using Base::table_size;
     using Base::num_points;
     using Base::p;
+    using Base::table_size;
 
     T* bias_sums;  // (blocks, heads, k², d / heads)
     GatherScratch<T>* gather_scratch;
@@ -59,8 +59,8 @@ struct Backward : Scatter<T> {
     }
 
     // For a strip: its gradients of the query and the offsets, and what it adds to the bias'.
-    void gather(const Strip& s, const Scratch<T>& scratch, const T* grad,
-                const GatherScratch<T>& b, T* bias_sum) const {
+    void gather(const Strip& s, const Scratch<T>& scratch, const T* grad, const GatherScratch<T>& b,
+                T* bias_sum) const {
         const int64_t kept = this->strip_index(s) * p.heads * table_size;
         T *const a = this->attention + kept, *const g = this->grad_logits + kept;
         this->attend(s, scratch, a);
@@ -119,10 +119,10 @@ struct Backward : Scatter<T> {
                     const T wy = taps.y[point + i], wx = taps.x[point + i];
                     const T e0 = dot[i], e1 = dot[kStrip + i];
                     const T e2 = dot[2 * kStrip + i], e3 = dot[3 * kStrip + i];
-                    b.grad_offsets[point + i] += factor[point + i] * this->scale_y *
-                                                 ((1 - wx) * (e2 - e0) + wx * (e3 - e1));
-                    b.grad_offsets[table_size + point + i] += factor[point + i] * this->scale_x *
-                                                          ((1 - wy) * (e1 - e0) + wy * (e3 - e2));
+                    b.grad_offsets[point + i] +=
+                        factor[point + i] * this->scale_y * ((1 - wx) * (e2 - e0) + wx * (e3 - e1));
+                    b.grad_offsets[table_size + point + i] +=
+                        factor[point + i] * this->scale_x * ((1 - wy) * (e1 - e0) + wy * (e3 - e2));
                 }
             }
         }

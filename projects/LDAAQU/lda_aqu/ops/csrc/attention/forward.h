@@ -8,9 +8,9 @@ namespace {
 template <typename T>
 struct Forward : Kernel<T> {
     using Base = Kernel<T>;
-    using Base::table_size;
     using Base::num_points;
     using Base::p;
+    using Base::table_size;
 
     Forward(const Problem& problem, Arena& arena) : Base(problem, arena) {}
 

@@ -47,9 +47,10 @@ struct Taps {
     int32_t* cell;  // number of the cell
 };
 
-// A copy of a map, (N, groups, bordered pixels, C / groups): the groups apart, so that rows of channels
-// lie close together and use all sets of the cache. The border is zero, so that cells at the edge are
-// like all others. A cell has the number of its corner (0, 0) among the bordered pixels.
+// A copy of a map, (N, groups, bordered pixels, C / groups): the groups apart, so that rows of
+// channels lie close together and use all sets of the cache. The border is zero, so that cells at
+// the edge are like all others. A cell has the number of its corner (0, 0) among the bordered
+// pixels.
 template <typename T>
 struct GroupedMap {
     T* data;
@@ -59,13 +60,13 @@ struct GroupedMap {
 // What one thread works with. Numbers of a strip's pixels beyond its width are never used.
 template <typename T>
 struct Scratch {
-    Taps<T>* taps;    // one for each group
-    T* attention;     // (heads, k², kStrip), for the forward pass
-    T* query;         // (d, kStrip): transposed
-    T* key_dots;      // (segments, k², 4, kStrip): q . key at the taps
-    T* pixel_dots;    // (kStrip, k², 4)
-    T* tap_weights;   // (4, k², kStrip)
-    T* row;           // (kBlockColumns, C + kPad): a row of a block, of the output or its gradient
+    Taps<T>* taps;   // one for each group
+    T* attention;    // (heads, k², kStrip), for the forward pass
+    T* query;        // (d, kStrip): transposed
+    T* key_dots;     // (segments, k², 4, kStrip): q . key at the taps
+    T* pixel_dots;   // (kStrip, k², 4)
+    T* tap_weights;  // (4, k², kStrip)
+    T* row;          // (kBlockColumns, C + kPad): a row of a block, of the output or its gradient
 };
 
 template <typename T>
@@ -174,7 +175,8 @@ struct Kernel {
         }
     }
 
-    // Of one axis. Whole and fraction apart, so that float32 loses nothing of the fraction in wide maps.
+    // Of one axis. Whole and fraction apart, so that float32 loses nothing of the fraction in wide
+    // maps.
     void fill_positions(int64_t in, int64_t out, int64_t count, T* base, T* fraction) const {
         const double step = ratio(in, out);
         for (int64_t i = 0; i < count + p.kernel_size - 1; ++i) {
@@ -263,10 +265,11 @@ struct Kernel {
                 tap_weights[at + i] = factors[i] * taps.weights[at + i];
     }
 
-    // Places the taps of all groups and computes the attention (heads, k², kStrip); q . key at the taps
-    // stays in scratch.key_dots.
+    // Places the taps of all groups and computes the attention (heads, k², kStrip); q . key at the
+    // taps stays in scratch.key_dots.
     void attend(const Strip& s, const Scratch<T>& scratch, T* attention) const {
-        for (int64_t group = 0; group < p.groups; ++group) place_taps(s, group, scratch.taps[group]);
+        for (int64_t group = 0; group < p.groups; ++group)
+            place_taps(s, group, scratch.taps[group]);
         const T* q = query + output_pixel(s) * p.depth;
         for (int64_t i = 0; i < p.heads * table_size; ++i) attention[i] = 0;
         if (bias) add_bias_dots(s, q, scratch.query, attention);

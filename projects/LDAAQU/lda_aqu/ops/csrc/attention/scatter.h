@@ -1,7 +1,7 @@
 // The gradients of key and value: output pixels add to those of the input pixels that they read.
 //
-// The taps of a block of output pixels are listed by cell, so that what they add to the cell's corners
-// is summed in registers.
+// The taps of a block of output pixels are listed by cell, so that what they add to the cell's
+// corners is summed in registers.
 #pragma once
 #include "kernel.h"
 
@@ -9,11 +9,11 @@ namespace attention::LDA_AQU_ISA {
 namespace {
 
 constexpr int64_t kBlockPixels = kBlockRows * kBlockColumns;
-constexpr int64_t kUnitChannels = 128;   // of the value, and of the key, in a unit, at most
-constexpr int64_t kUnitStep = kLine;     // their number is a multiple of it
+constexpr int64_t kUnitChannels = 128;  // of the value, and of the key, in a unit, at most
+constexpr int64_t kUnitStep = kLine;    // their number is a multiple of it
 
-// For each cell, the taps of a block that are in it, as a linked list. The number of a tap is its place
-// in (k², kBlockPixels).
+// For each cell, the taps of a block that are in it, as a linked list. The number of a tap is its
+// place in (k², kBlockPixels).
 struct CellLists {
     int32_t* first;  // (bordered pixels): the first tap in a cell, or -1
     int32_t* next;   // (k², kBlockPixels): the tap after a tap in the same cell, or -1
@@ -26,15 +26,15 @@ template <typename T>
 struct ScatterScratch {
     CellLists lists;
     T* weights;  // (slices of a unit, k², kBlockPixels, 4)
-    T* rows;     // (kBlockPixels, channels of a unit + kPad): of the output's gradient and the query
+    T* rows;  // (kBlockPixels, channels of a unit + kPad): of the output's gradient and the query
 };
 
 template <typename T>
 struct Scatter : Kernel<T> {
     using Base = Kernel<T>;
-    using Base::table_size;
     using Base::num_points;
     using Base::p;
+    using Base::table_size;
 
     // A segment, or a part of one, of the value or of the key.
     struct Slice {
@@ -139,8 +139,8 @@ struct Scatter : Kernel<T> {
         for (int64_t i = 0; i < unit.count; ++i) store_sums(n, unit.slices[i]);
     }
 
-    // The gradient of a slice, (bordered pixels, channels of the slice), over the copy of the map, which
-    // is not read any more.
+    // The gradient of a slice, (bordered pixels, channels of the slice), over the copy of the map,
+    // which is not read any more.
     T* sums_of(int64_t n, const Slice& slice) const {
         const GroupedMap<T>& map = slice.is_value ? this->value : this->key;
         return map.data + (n * map.channels + slice.segment.begin) * this->bordered_pixels();
@@ -196,7 +196,7 @@ struct Scatter : Kernel<T> {
         this->place_taps(s, unit.group, taps);
         for (int64_t point = 0; point < num_points; ++point)
             prepend(taps.cell + point * kStrip, s.width, point * kBlockPixels + pixel,
-                   scratch.lists);
+                    scratch.lists);
         for (int64_t i = 0; i < unit.count; ++i) {
             const Slice& slice = unit.slices[i];
             const int64_t kept = (this->strip_index(s) * p.heads + slice.segment.head) * table_size;

@@ -2,6 +2,10 @@
 #pragma once
 #include "dtypes.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace {
 
 // Hands out consecutive pieces of a workspace, or just counts them where there is none.
@@ -12,7 +16,12 @@ struct Arena {
     template <typename U>
     U* take(int64_t count) {
         U* piece = base ? reinterpret_cast<U*>(base + used) : nullptr;
-        used += round_up(count * static_cast<int64_t>(sizeof(U)), 64);
+        const int64_t end = used + count * static_cast<int64_t>(sizeof(U));
+        used = round_up(end, 64);
+#ifdef __SANITIZE_ADDRESS__  // so that it sees accesses beyond a piece
+        used += 64;
+        if (base) ASAN_POISON_MEMORY_REGION(base + end, used - end);
+#endif
         return piece;
     }
 };

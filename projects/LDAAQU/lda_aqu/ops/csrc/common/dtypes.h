@@ -4,7 +4,8 @@
 
 namespace {
 
-enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };  // as DTYPES in ../../cpp/library.py
+// In the order of DTYPES in ../../cpp/library.py.
+enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 // A type of stored numbers, and the one that they are computed in.
 template <typename Stored, typename Computed>

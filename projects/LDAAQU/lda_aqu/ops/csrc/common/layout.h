@@ -17,8 +17,8 @@ inline void prefetch(const S* first, int64_t row_stride, int64_t rows, int64_t l
 }
 
 // Rows of channels of consecutive pixels, from a map in which channels and pixels have any strides.
-// Prefetches what is `ahead` elements after what it reads, unless that is 0; in step with reading, as
-// the processor drops prefetches that are too many at once.
+// Prefetches what is `ahead` elements after what it reads, unless that is 0; in step with reading,
+// as the processor drops prefetches that are too many at once.
 template <typename S, typename T>
 inline void load_pixels(const S* map, int64_t channel_stride, int64_t pixel_stride, int64_t pixels,
                         int64_t channels, T* rows, int64_t row_stride, int64_t ahead = 0) {
@@ -42,7 +42,8 @@ inline void load_pixels(const S* map, int64_t channel_stride, int64_t pixel_stri
             if (ahead) prefetch(source + ahead, channel_stride, count, width);
             for (int64_t c = 0; c < count; ++c)
                 for (int64_t x = 0; x < width; ++x)
-                    square[c * kStrip + x] = widen<S, T>(source[c * channel_stride + x * pixel_stride]);
+                    square[c * kStrip + x] =
+                        widen<S, T>(source[c * channel_stride + x * pixel_stride]);
             transpose(square, kStrip, count, width, rows + first * row_stride + at, row_stride);
         }
     }
@@ -50,8 +51,8 @@ inline void load_pixels(const S* map, int64_t channel_stride, int64_t pixel_stri
 
 // The inverse of load_pixels: from rows of channels to a map.
 template <typename S, typename T>
-inline void store_pixels(const T* rows, int64_t row_stride, int64_t pixels, int64_t channels, S* map,
-                         int64_t channel_stride, int64_t pixel_stride) {
+inline void store_pixels(const T* rows, int64_t row_stride, int64_t pixels, int64_t channels,
+                         S* map, int64_t channel_stride, int64_t pixel_stride) {
     if (channel_stride == 1) {
         for (int64_t x = 0; x < pixels; ++x)
             for (int64_t c = 0; c < channels; ++c)
@@ -74,7 +75,8 @@ inline void store_pixels(const T* rows, int64_t row_stride, int64_t pixels, int6
                 if (pixel_stride == 1)
                     for (int64_t x = 0; x < width; ++x) out[x] = narrow<S, T>(source[x]);
                 else
-                    for (int64_t x = 0; x < width; ++x) out[x * pixel_stride] = narrow<S, T>(source[x]);
+                    for (int64_t x = 0; x < width; ++x)
+                        out[x * pixel_stride] = narrow<S, T>(source[x]);
             }
         }
     }

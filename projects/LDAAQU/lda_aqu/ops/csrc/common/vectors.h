@@ -35,8 +35,8 @@ struct Vector {
 };
 
 template <typename T, int kBytes, size_t... I>
-inline typename Vector<T, kBytes / 2>::type add_halves(
-    typename Vector<T, kBytes>::type v, std::index_sequence<I...>) {
+inline typename Vector<T, kBytes / 2>::type add_halves(typename Vector<T, kBytes>::type v,
+                                                       std::index_sequence<I...>) {
     constexpr int half = sizeof...(I);
     return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (half + I)...);
 }
@@ -68,10 +68,8 @@ inline typename Vector<T, 16>::type add_quarters(typename Vector<T, kBytes>::typ
 template <typename V, size_t... I>
 inline V add_even_and_odd(V a, V b, std::index_sequence<I...>) {
     constexpr int lanes = sizeof...(I);
-    return __builtin_shufflevector(
-               a, b, (I / 4 * 4 + I % 2 * 2 + (I % 4 / 2) * lanes)...) +
-           __builtin_shufflevector(
-               a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + (I % 4 / 2) * lanes)...) +
+           __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
 }
 
 // sums[i] = the sum of the lanes of v[i], added to sums[i] if `adds`. Always inline, as v would
@@ -86,8 +84,7 @@ template <typename T, int kBytes>
         const auto quarter = add_quarters<T, kBytes>(total);
         Vector<T, 16>::store(sums, adds ? Vector<T, 16>::load(sums) + quarter : quarter);
     } else {
-        for (int i = 0; i < 4; ++i)
-            sums[i] = (adds ? sums[i] : 0) + sum_of_lanes<T, kBytes>(v[i]);
+        for (int i = 0; i < 4; ++i) sums[i] = (adds ? sums[i] : 0) + sum_of_lanes<T, kBytes>(v[i]);
     }
 }
 
@@ -148,8 +145,8 @@ inline void weighted_sum(const T* weights, CornerRows<T> rows, const int32_t* ce
             const int64_t cell = cells[i * kStrip] * rows.cell_stride + at;
             for (int c = 0; c < 4; ++c)
                 for (int u = 0; u < kUnroll; ++u)
-                    total[c % kSums][u] += weights_of[c][i * kStrip] *
-                                           V::load(rows.corners[c] + cell + u * V::lanes);
+                    total[c % kSums][u] +=
+                        weights_of[c][i * kStrip] * V::load(rows.corners[c] + cell + u * V::lanes);
         }
         for (int j = 1; j < kSums; ++j)
             for (int u = 0; u < kUnroll; ++u) total[0][u] += total[j][u];
@@ -172,8 +169,7 @@ inline void add_list(const T* weights, int32_t first, const int32_t* next, const
     for (; at + step <= length; at += step) {
         typename V::type sums[4][kUnroll];
         for (int c = 0; c < 4; ++c)
-            for (int u = 0; u < kUnroll; ++u)
-                sums[c][u] = V::load(corners[c] + at + u * V::lanes);
+            for (int u = 0; u < kUnroll; ++u) sums[c][u] = V::load(corners[c] + at + u * V::lanes);
         for (int32_t i = first; i >= 0; i = next[i]) {
             const T* const row = row_of(i) + at;
             for (int u = 0; u < kUnroll; ++u)
@@ -181,8 +177,7 @@ inline void add_list(const T* weights, int32_t first, const int32_t* next, const
                     sums[c][u] += weights[int64_t{4} * i + c] * V::load(row + u * V::lanes);
         }
         for (int c = 0; c < 4; ++c)
-            for (int u = 0; u < kUnroll; ++u)
-                V::store(corners[c] + at + u * V::lanes, sums[c][u]);
+            for (int u = 0; u < kUnroll; ++u) V::store(corners[c] + at + u * V::lanes, sums[c][u]);
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
@@ -202,8 +197,8 @@ inline void add_rows(const T* weights, int64_t weight_stride, const T* rows, int
         for (int u = 0; u < kUnroll; ++u) total[u] = V::load(out + at + u * V::lanes);
         for (int64_t i = 0; i < count; ++i)
             for (int u = 0; u < kUnroll; ++u)
-                total[u] += weights[i * weight_stride] *
-                            V::load(rows + i * row_stride + at + u * V::lanes);
+                total[u] +=
+                    weights[i * weight_stride] * V::load(rows + i * row_stride + at + u * V::lanes);
         for (int u = 0; u < kUnroll; ++u) V::store(out + at + u * V::lanes, total[u]);
     }
     if (at == length) return;
@@ -243,10 +238,9 @@ inline void swap_lanes(V (&rows)[kLanes], std::index_sequence<I...> lanes) {
         for (int i = 0; i < kLanes; ++i)
             if (!(i & kApart)) {
                 const V a = rows[i], b = rows[i + kApart];
-                rows[i] = __builtin_shufflevector(
-                    a, b, (I & kApart ? I - kApart + kLanes : I)...);
-                rows[i + kApart] = __builtin_shufflevector(
-                    a, b, (I & kApart ? I + kLanes : I + kApart)...);
+                rows[i] = __builtin_shufflevector(a, b, (I & kApart ? I - kApart + kLanes : I)...);
+                rows[i + kApart] =
+                    __builtin_shufflevector(a, b, (I & kApart ? I + kLanes : I + kApart)...);
             }
         swap_lanes<V, 2 * kApart, kLanes>(rows, lanes);
     }
@@ -255,9 +249,8 @@ inline void swap_lanes(V (&rows)[kLanes], std::index_sequence<I...> lanes) {
 // out[c * out_stride + r] = in[r * in_stride + c]. Prefetches what is `ahead` elements
 // after what it reads, unless that is 0.
 template <typename T, int kBytes = kVectorBytes>
-inline void transpose(
-    const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride,
-    int64_t ahead = 0) {
+inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out,
+                      int64_t out_stride, int64_t ahead = 0) {
     using V = Vector<T, kBytes>;
     constexpr int lanes = V::lanes;
     const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;

@@ -1,5 +1,6 @@
-// The gradients of the offset network. What each band adds to those of the parameters is kept apart and
-// summed up at the end in the order of the bands, so that the sums do not depend on the threads.
+// The gradients of the offset network. What each band adds to those of the parameters is kept apart
+// and summed up at the end in the order of the bands, so that the sums do not depend on the
+// threads.
 #pragma once
 #include "kernel.h"
 
@@ -24,9 +25,9 @@ struct Backward : Kernel<T> {
         T* grad_query_row;       // (X, c)
         T* grad_blended;         // (W, c): of two rows of the source, interpolated
         WinogradScratch<T> hidden_winograd, grad_winograd;
-        T* sums;                 // (parameters()): of the band
-        T* product_sums;         // (kProducts, c, 3, o): of the products' weights
-        T* lane_sums;            // (2 c + o, lanes): of the last parameters, from the norm's on
+        T* sums;          // (parameters()): of the band
+        T* product_sums;  // (kProducts, c, 3, o): of the products' weights
+        T* lane_sums;     // (2 c + o, lanes): of the last parameters, from the norm's on
     };
     const int64_t lead;    // by how many rows the hidden map is computed before its gradient
     Weights<T> weights;    // with windows rotated by 180°
@@ -35,8 +36,7 @@ struct Backward : Kernel<T> {
     T* source_sums;        // (bands(), source_rows(), W, c): gradients of the source
     Scratch* scratch;
 
-    Backward(const Problem& problem, Arena& arena)
-        : Base(problem), lead(reach > 1 ? reach : 1) {
+    Backward(const Problem& problem, Arena& arena) : Base(problem), lead(reach > 1 ? reach : 1) {
         weights = this->take_weights(arena, p.outputs, channels);
         rotated_depthwise = arena.take<T>(channels * 9);
         band_sums = arena.take<T>(this->bands() * parameters());
@@ -117,8 +117,8 @@ struct Backward : Kernel<T> {
                 rotated_depthwise[c * 9 + 8 - i] = this->depthwise[c * 9 + i];
     }
 
-    // The gradient of the depthwise convolution's result is needed one row beyond the band on either
-    // side: the rows inside it pass it on to the query through a 3 x 3 window.
+    // The gradient of the depthwise convolution's result is needed one row beyond the band on
+    // either side: the rows inside it pass it on to the query through a 3 x 3 window.
     template <typename S>
     void run_band(const Band& band, const Scratch& s) const {
         T* const sums = source_sums + band.index * source_sums_size();
@@ -155,15 +155,15 @@ struct Backward : Kernel<T> {
     void add_convolution_sums(int64_t first, int64_t count, const Scratch& s) const {
         for (int64_t i = 0; i < count; ++i)
             for (int64_t o = 0; o < p.outputs; ++o)
-                add_lanes(s.grad_predicted.row(first + i) + o * s.grad_predicted.stride, padded_width,
-                          s.lane_sums + (2 * channels + o) * lanes);
+                add_lanes(s.grad_predicted.row(first + i) + o * s.grad_predicted.stride,
+                          padded_width, s.lane_sums + (2 * channels + o) * lanes);
         if (this->is_winograd_step(count)) return add_product_sums(first, s);
         const T** const rows = s.hidden_winograd.addresses;
         for (int64_t i = 0; i < count; ++i) {
             this->find_addresses(s.hidden, first + i, rows);
             correlate<T, kCorrelatedOutputs>(rows, channels * p.kernel_size, p.kernel_size,
-                                      s.grad_predicted.row(first + i), s.grad_predicted.stride,
-                                      p.outputs, p.width, s.sums);
+                                             s.grad_predicted.row(first + i),
+                                             s.grad_predicted.stride, p.outputs, p.width, s.sums);
         }
     }
 
@@ -180,7 +180,7 @@ struct Backward : Kernel<T> {
         for (int64_t i = 0; i < kProducts; ++i, sums += channels * 3 * p.outputs) {
             this->find_product_addresses(s.hidden_winograd, i);
             correlate<T, kCorrelatedOutputs>(s.hidden_winograd.addresses, channels, 3, grads.row(i),
-                                      grads.stride, p.outputs, p.width, sums);
+                                             grads.stride, p.outputs, p.width, sums);
         }
     }
 
@@ -194,9 +194,10 @@ struct Backward : Kernel<T> {
     template <typename S>
     void backward_rows(const Band& band, int64_t first, int64_t count, const Scratch& s) const {
         this->template convolve_rows<kBackwardOutputs>(s.grad_predicted, first, count, weights,
-                                                     channels, s.grad_winograd, s.grad_hidden);
+                                                       channels, s.grad_winograd, s.grad_hidden);
         for (int64_t i = 0; i < count; ++i)
-            backward_row(first + i, band.has(first + i), s.grad_hidden + i * channels * padded_width, s);
+            backward_row(first + i, band.has(first + i),
+                         s.grad_hidden + i * channels * padded_width, s);
         for (int64_t y = first; y < first + count; ++y) {
             if (y <= band.first) continue;
             compute_grad_query(y - 1, s);
@@ -211,7 +212,8 @@ struct Backward : Kernel<T> {
     void backward_row(int64_t y, bool is_own, T* grad_hidden_row, const Scratch& s) const {
         if (this->is_outside(y)) return s.grad_depthwise.clear(y);
         for (int64_t c = 0; c < channels; ++c)
-            for (int64_t x = p.width; x < padded_width; ++x) grad_hidden_row[c * padded_width + x] = 0;
+            for (int64_t x = p.width; x < padded_width; ++x)
+                grad_hidden_row[c * padded_width + x] = 0;
 
         const int64_t stride = s.grad_depthwise.stride;
         const T* const normalized_row = s.normalized.row(y);
@@ -263,7 +265,8 @@ struct Backward : Kernel<T> {
         }
     }
 
-    // A row of the query's gradient, (c, padded_width), over `grad_hidden`, which is not read any more.
+    // A row of the query's gradient, (c, padded_width), over `grad_hidden`, which is not read any
+    // more.
     void compute_grad_query(int64_t y, const Scratch& s) const {
         const Ring<T>& grads = s.grad_depthwise;
         const T* const rows[3] = {grads.row(y - 1), grads.row(y), grads.row(y + 1)};
@@ -287,8 +290,8 @@ struct Backward : Kernel<T> {
     // From (c, padded_width) to (X, c).
     void to_pixels(const T* planes, T* pixels, int64_t stride) const {
         for (int64_t x = 0; x < p.width; x += kStrip)
-            transpose(planes + x, padded_width, channels, min(kStrip, p.width - x), pixels + x * stride,
-                      stride);
+            transpose(planes + x, padded_width, channels, min(kStrip, p.width - x),
+                      pixels + x * stride, stride);
     }
 
     template <typename S>
@@ -343,7 +346,8 @@ struct Backward : Kernel<T> {
     void sum_bands() const {
         T* const total = band_sums;
         for (int64_t band = 1; band < this->bands(); ++band)
-            for (int64_t i = 0; i < parameters(); ++i) total[i] += band_sums[band * parameters() + i];
+            for (int64_t i = 0; i < parameters(); ++i)
+                total[i] += band_sums[band * parameters() + i];
 
         const int64_t inputs = channels * p.kernel_size * p.kernel_size;
         T* const grad_weight = static_cast<T*>(p.grad_conv_weight);

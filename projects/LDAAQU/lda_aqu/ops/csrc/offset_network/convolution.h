@@ -5,8 +5,8 @@
 namespace offset_network::LDA_AQU_ISA {
 namespace {
 
-// Outputs that are summed up at once, each for three vectors of pixels or three columns of the window:
-// as many as there are registers for, as loads are the bottleneck with fewer.
+// Outputs that are summed up at once, each for three vectors of pixels or three columns of the
+// window: as many as there are registers for, as loads are the bottleneck with fewer.
 constexpr int kForwardOutputs = kVectorBytes == 64 ? 9 : 3;  // divides 2 k² for k = 3
 constexpr int kBackwardOutputs = kVectorBytes == 64 ? 8 : 4;
 constexpr int kCorrelatedOutputs = kVectorBytes == 64 ? 9 : 3;
@@ -50,7 +50,8 @@ inline void convolve_vectors(const T* const* rows, int64_t count, int64_t kernel
 // x goes up to `width`, rounded up to whole vectors. `count` rows, `kernel` weights each.
 template <typename T, int kOutputs>
 inline void convolve(const T* const* rows, int64_t count, int64_t kernel, const T* weights,
-                     int64_t outputs, int64_t width, T* out, int64_t out_stride, int64_t first = 0) {
+                     int64_t outputs, int64_t width, T* out, int64_t out_stride,
+                     int64_t first = 0) {
     constexpr int64_t lanes = Vector<T, kVectorBytes>::lanes;
     for (; first + kOutputs <= outputs; first += kOutputs) {
         T* const some = out + first * out_stride;
@@ -68,11 +69,11 @@ inline void convolve(const T* const* rows, int64_t count, int64_t kernel, const 
                                       first);
 }
 
-// sums[k][o] += sum over x of row[x + k] * grads[o][x], for kColumns columns k of the window and kOutputs of
-// the outputs.
+// sums[k][o] += sum over x of row[x + k] * grads[o][x], for kColumns columns k of the window and
+// kOutputs of the outputs.
 template <typename T, int kOutputs, int kColumns>
 inline void correlate_columns(const T* row, const T* grads, int64_t grad_stride, int64_t width,
-                           T* sums, int64_t outputs) {
+                              T* sums, int64_t outputs) {
     using V = Vector<T, kVectorBytes>;
     typename V::type total[kColumns * kOutputs] = {};
     for (int64_t x = 0; x < width; x += V::lanes) {
@@ -97,8 +98,7 @@ inline void correlate_columns(const T* row, const T* grads, int64_t grad_stride,
 #pragma GCC unroll 9
     for (int i = fours; i < count; ++i) added[i] = sum_of_lanes<T, kVectorBytes>(total[i]);
     for (int k = 0; k < kColumns; ++k)
-        for (int o = 0; o < kOutputs; ++o)
-            sums[k * outputs + o] += added[k * kOutputs + o];
+        for (int o = 0; o < kOutputs; ++o) sums[k * outputs + o] += added[k * kOutputs + o];
 }
 
 // sums[r][k][o] += sum over x of rows[r][x + k] * grads[o][x]: the gradient of convolve's weights.
@@ -114,10 +114,10 @@ inline void correlate(const T* const* rows, int64_t count, int64_t kernel, const
             int64_t k = 0;
             for (; k + 3 <= kernel; k += 3)
                 correlate_columns<T, kOutputs, 3>(rows[r] + k, some, grad_stride, width,
-                                               sum + k * outputs, outputs);
+                                                  sum + k * outputs, outputs);
             for (; k < kernel; ++k)
                 correlate_columns<T, kOutputs, 1>(rows[r] + k, some, grad_stride, width,
-                                               sum + k * outputs, outputs);
+                                                  sum + k * outputs, outputs);
         }
     }
     if constexpr (kOutputs > 1)

@@ -1,4 +1,5 @@
-// The forward pass of the offset network: resizes the query, if asked for, and predicts the offsets.
+// The forward pass of the offset network: resizes the query, if asked for, and predicts the
+// offsets.
 #pragma once
 #include "kernel.h"
 
@@ -79,11 +80,13 @@ struct Forward : Kernel<T> {
                              band.group * channels;
         const Between<T> across = this->row_axis.template at<T>(y);
         for (int64_t x = 0; x < p.source_width; ++x)
-            interpolate(map + across.lower * row + x * p.depth, map + across.upper * row + x * p.depth,
-                        across.weight, channels, s.blended + x * channels);
+            interpolate(map + across.lower * row + x * p.depth,
+                        map + across.upper * row + x * p.depth, across.weight, channels,
+                        s.blended + x * channels);
 
         const bool is_own = band.has(y);
-        S* const out = is_own ? this->template query_row<S>(band, y) : reinterpret_cast<S*>(s.resized);
+        S* const out =
+            is_own ? this->template query_row<S>(band, y) : reinterpret_cast<S*>(s.resized);
         const int64_t stride = is_own ? p.depth : channels;
         for (int64_t x = 0; x < p.width; ++x) {
             const Between<T> along = this->column_axis.template at<T>(x);
@@ -94,8 +97,8 @@ struct Forward : Kernel<T> {
     }
 
     void predict(const Band& band, int64_t y, int64_t count, const Scratch& s) const {
-        this->template convolve_rows<kForwardOutputs>(s.hidden, y, count, weights, p.outputs, s.winograd,
-                                                 s.predicted);
+        this->template convolve_rows<kForwardOutputs>(s.hidden, y, count, weights, p.outputs,
+                                                      s.winograd, s.predicted);
         const T range = static_cast<T>(p.offset_range);
         const T* predicted = s.predicted;
         for (int64_t i = 0; i < count; ++i)
@@ -104,8 +107,7 @@ struct Forward : Kernel<T> {
                 T* const out = static_cast<T*>(p.offsets) + (map * p.height + y + i) * p.width;
                 const T bias = this->conv_bias[o];
 #pragma omp simd
-                for (int64_t x = 0; x < p.width; ++x)
-                    out[x] = range * tanh_of(predicted[x] + bias);
+                for (int64_t x = 0; x < p.width; ++x) out[x] = range * tanh_of(predicted[x] + bias);
             }
     }
 };

@@ -2,8 +2,8 @@
 // k_e x k_e convolution with bias, and theta tanh; and before it, if asked for, the resize of the
 // query. See ../../offset_network.py.
 //
-// A thread computes a band at a time, row by row from the top, the k_e x k_e convolution in steps of
-// several rows. The rows that a convolution reads are kept in rings. A row is planar, so that
+// A thread computes a band at a time, row by row from the top, the k_e x k_e convolution in steps
+// of several rows. The rows that a convolution reads are kept in rings. A row is planar, so that
 // everything is in vectors over pixels, the sums over channels too, and has margins of zeros: the
 // convolutions' padding.
 #pragma once
@@ -67,9 +67,9 @@ struct WinogradScratch {
 template <typename T>
 struct Kernel {
     const Problem& p;
-    const int64_t channels;      // of a group
-    const int64_t reach;         // k_e / 2
-    const int64_t padded_width;  // p.width, rounded up to whole strips
+    const int64_t channels;                   // of a group
+    const int64_t reach;                      // k_e / 2
+    const int64_t padded_width;               // p.width, rounded up to whole strips
     const ResizedAxis row_axis, column_axis;  // of a query that is resized
     const T *depthwise, *norm_weight, *norm_bias, *conv_weight, *conv_bias;
 
@@ -104,7 +104,8 @@ struct Kernel {
     int64_t products() const { return p.kernel_size == 3 ? kProducts : 0; }
     bool is_winograd_step(int64_t rows) const { return products() && rows == kStepRows; }
 
-    // Rows [first, end) are computed in steps: how many rows has the one that ends with row y, or 0.
+    // Rows [first, end) are computed in steps: how many rows has the one that ends with row y, or
+    // 0.
     static int64_t rows_of_step(int64_t y, int64_t first, int64_t end) {
         const int64_t rows = (y - first) % kStepRows + 1;
         return rows == kStepRows || y + 1 == end ? rows : 0;
@@ -152,9 +153,9 @@ struct Kernel {
             prefetch(map + stride[2], stride[1], channels, p.width);
     }
 
-    // Row y of the hidden map, what GELU returns, from the query's rows about it. `normalized`, unless
-    // it is null, takes the normalised map, without weight and bias, and in its last channel the
-    // inverse deviations. `strip` is (c, kStrip).
+    // Row y of the hidden map, what GELU returns, from the query's rows about it. `normalized`,
+    // unless it is null, takes the normalised map, without weight and bias, and in its last channel
+    // the inverse deviations. `strip` is (c, kStrip).
     void compute_hidden(int64_t y, const Ring<T>& query, T* strip, const Ring<T>& hidden,
                         const Ring<T>* normalized) const {
         if (is_outside(y)) return hidden.clear(y);
@@ -203,7 +204,8 @@ struct Kernel {
 
     // kStrip pixels, from `at` of the middle one of three rows on.
     static void convolve_depthwise(const T* const* rows, int64_t at, const T* weights, T* out) {
-        const T *const above = rows[0] + at, *const middle = rows[1] + at, *const below = rows[2] + at;
+        const T *const above = rows[0] + at, *const middle = rows[1] + at,
+                       *const below = rows[2] + at;
 #pragma omp simd
         for (int64_t i = 0; i < kStrip; ++i)
             out[i] = weights[0] * above[i - 1] + weights[1] * above[i] + weights[2] * above[i + 1] +
@@ -219,8 +221,8 @@ struct Kernel {
                 *addresses++ = source.row(y + k - reach) + c * source.stride - reach;
     }
 
-    // Rows [y, y + count) of the convolution of a map, (count, outputs, padded_width). `out` has space
-    // for the products, (kProducts, outputs, padded_width).
+    // Rows [y, y + count) of the convolution of a map, (count, outputs, padded_width). `out` has
+    // space for the products, (kProducts, outputs, padded_width).
     template <int kOutputs>
     void convolve_rows(const Ring<T>& source, int64_t y, int64_t count, const Weights<T>& weights,
                        int64_t outputs, const WinogradScratch<T>& scratch, T* out) const {

@@ -23,7 +23,7 @@ struct Problem {
     const void *conv_weight, *conv_bias;  // (o, c, k_e, k_e) and (o)
     void* offsets;                        // (N, g, o, Y, X); read by the backward pass
     const void* grad_offsets;
-    const void* grad_resized;             // (N, Y, X, d), that of a resized query, or null
+    const void* grad_resized;  // (N, Y, X, d), that of a resized query, or null
     void *grad_query, *grad_depthwise, *grad_norm_weight, *grad_norm_bias, *grad_conv_weight,
         *grad_conv_bias;
     void* workspace;

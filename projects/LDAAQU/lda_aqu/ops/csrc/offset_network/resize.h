@@ -21,7 +21,8 @@ struct ResizedAxis {
         const int64_t steps = resized_size > 1 ? resized_size - 1 : 1;
         const int64_t position = pixel * (source_size - 1);
         const int64_t lower = position / steps, rest = position % steps;
-        return {lower, min(lower + 1, source_size - 1), static_cast<T>(rest) / static_cast<T>(steps)};
+        return {lower, min(lower + 1, source_size - 1),
+                static_cast<T>(rest) / static_cast<T>(steps)};
     }
     int64_t lower(int64_t pixel) const { return at<float>(pixel).lower; }
     int64_t upper(int64_t pixel) const { return at<float>(pixel).upper; }

@@ -1,15 +1,15 @@
-// Winograd's minimal filtering of columns: a step computes four rows of a convolution with three rows
-// of weights from six products of rows instead of twelve. Along the rows nothing changes.
+// Winograd's minimal filtering of columns: a step computes four rows of a convolution with three
+// rows of weights from six products of rows instead of twelve. Along the rows nothing changes.
 //
 // With six rows d of a map and three rows w of weights, the four of the result are
 // A' [(G w) * (B' d)], where * convolves rows with rows. The gradient of w is G' [(A g) * (B' d)],
 // where g is that of the result and * correlates. Lavin and Gray, "Fast Algorithms for
 // Convolutional Neural Networks", CVPR 2016.
 //
-// The matrices evaluate and interpolate polynomials at 0, ±a, ±b and infinity. In float32 these a and
-// b make the error 1.2 times that of the direct sum (RMS), the customary 1 and 2 make it 1.8 times.
-// The error of a result is relative to the largest of the step's six rows, also of those that do not
-// enter the result. All factors but those of G are exact.
+// The matrices evaluate and interpolate polynomials at 0, ±a, ±b and infinity. In float32 these a
+// and b make the error 1.2 times that of the direct sum (RMS), the customary 1 and 2 make it 1.8
+// times. The error of a result is relative to the largest of the step's six rows, also of those
+// that do not enter the result. All factors but those of G are exact.
 #pragma once
 #include "../common/scalars.h"
 
@@ -23,7 +23,8 @@ constexpr double kInner = 0.625, kOuter = 1.5;  // a and b
 constexpr double kInnerSquare = kInner * kInner, kOuterSquare = kOuter * kOuter;
 constexpr double kInnerScale = 0.5 / (kInnerSquare * (kInnerSquare - kOuterSquare));
 constexpr double kOuterScale = 0.5 / (kOuterSquare * (kOuterSquare - kInnerSquare));
-constexpr double kWeightTransform[kProducts][3] = {  // G
+constexpr double kWeightTransform[kProducts][3] = {
+    // G
     {1 / (kInnerSquare * kOuterSquare), 0, 0},
     {kInnerScale, kInnerScale * kInner, kInnerScale * kInnerSquare},
     {kInnerScale, -kInnerScale * kInner, kInnerScale * kInnerSquare},

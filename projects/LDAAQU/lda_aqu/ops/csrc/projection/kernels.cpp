@@ -33,7 +33,8 @@ void standardize(const Problem& p) {
         T* const rows = static_cast<T*>(p.normalized) + first * p.channels;
         load_pixels(map, p.map_strides[1], p.map_strides[3], length, p.channels, rows, p.channels);
         // The processor does not foresee the next run: those of a plane are too short.
-        if (p.map_strides[1] != 1) prefetch(map + length * p.map_strides[3], p.map_strides[1], p.channels, kStrip);
+        if (p.map_strides[1] != 1)
+            prefetch(map + length * p.map_strides[3], p.map_strides[1], p.channels, kStrip);
         for (int64_t i = 0; i < length; ++i) {
             T* const row = rows + i * p.channels;
             T mean = 0, square = 0;
@@ -42,7 +43,8 @@ void standardize(const Problem& p) {
             mean /= static_cast<T>(p.channels);
 #pragma omp simd reduction(+ : square)
             for (int64_t c = 0; c < p.channels; ++c) square += (row[c] - mean) * (row[c] - mean);
-            const T inverse = 1 / sqrt_of(square / static_cast<T>(p.channels) + static_cast<T>(p.epsilon));
+            const T inverse =
+                1 / sqrt_of(square / static_cast<T>(p.channels) + static_cast<T>(p.epsilon));
             for (int64_t c = 0; c < p.channels; ++c) row[c] = (row[c] - mean) * inverse;
             static_cast<T*>(p.inverse)[first + i] = inverse;
         }
@@ -68,8 +70,7 @@ void standardize_backward(const Problem& p) {
             for (int64_t c = 0; c < p.channels; ++c)
                 grad[c] = inverse * (grad[c] - mean - row[c] * moment);
         }
-        store_pixels(rows, p.channels, length, p.channels, map, p.map_strides[1],
-                     p.map_strides[3]);
+        store_pixels(rows, p.channels, length, p.channels, map, p.map_strides[1], p.map_strides[3]);
     });
 }
 

@@ -5,8 +5,8 @@
 
 namespace projection {
 
-// `count` pixels from pixel `first` on, numbered (n, y, x), of a map (N, C, H, W). T is double where
-// `dtype`, that of the map, is kFloat64, else float.
+// `count` pixels from pixel `first` on, numbered (n, y, x), of a map (N, C, H, W). T is double
+// where `dtype`, that of the map, is kFloat64, else float.
 struct Problem {
     int64_t channels, height, width, first, count, threads, dtype;
     int64_t map_strides[4];  // (N, C, H, W), in elements
