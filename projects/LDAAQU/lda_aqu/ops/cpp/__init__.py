@@ -1,7 +1,4 @@
-"""The compiled CPU kernels of ``csrc/``, a module for each operator.
-
-Each has ``forward`` and ``backward`` as its namesake in :mod:`lda_aqu.ops.plain`.
-"""
+"""The operators as compiled CPU kernels (``csrc/``). A file for each kind, as in :mod:`.plain`."""
 
 from . import attention, offset_network, projection
 from .library import DTYPES, instruction_set, unavailable, use_instruction_set

@@ -2,12 +2,13 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..memory_format import memory_format_of
+from ..layout import memory_format_of
 from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 
@@ -25,14 +26,14 @@ class AttentionProblem(Problem):
     )
 
 
-def forward(
+def local_deformable_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> Tensor:
+) -> list[Tensor]:
     """See :func:`lda_aqu.ops.local_deformable_attention`."""
     call = _Call(query, key, value, offsets, position_bias, num_heads)
     output = in_huge_pages(
@@ -45,42 +46,43 @@ def forward(
     if output.numel():
         call.set_tensor("output", output, "output_strides")
         call.run("forward")
-    return output.to(value.dtype)
+    return [output.to(value.dtype)]
 
 
-def backward(
-    grad_output: Tensor,
+def local_deformable_attention_backward(
+    grads: Sequence[Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five tensors, in their order; the last is empty without a bias."""
+) -> list[Tensor]:
+    """Gradients of the tensors, in their order."""
+    (grad_output,) = grads
     call = _Call(query, key, value, offsets, position_bias, num_heads)
     dtype = call.dtype
-    bias = query.new_empty(0) if position_bias is None else position_bias
-    inputs = (query, key, value, offsets, bias)
-    grads = (
-        torch.empty_like(query, dtype=dtype, memory_format=torch.channels_last),
-        torch.empty_like(key, dtype=dtype, memory_format=torch.channels_last),
-        torch.empty_like(value, dtype=dtype),
-        torch.empty_like(offsets, dtype=dtype),
-        torch.empty_like(bias, dtype=dtype, memory_format=torch.contiguous_format),
-    )
+    layouts = {
+        "query": (query, torch.channels_last, None),
+        "key": (key, torch.channels_last, None),
+        "value": (value, memory_format_of(value), "grad_value_strides"),
+        "offsets": (offsets, torch.contiguous_format, "grad_offset_strides"),
+    }
+    if position_bias is not None:
+        layouts["bias"] = (position_bias, torch.contiguous_format, None)
+    results = {
+        name: torch.empty_like(tensor, dtype=dtype, memory_format=memory_format)
+        for name, (tensor, memory_format, _) in layouts.items()
+    }
     if grad_output.numel():
         call.set_tensor("grad_output", grad_output.to(call.output_dtype), "output_strides")
-        strides = (None, None, "grad_value_strides", "grad_offset_strides", None)
-        names = ("grad_query", "grad_key", "grad_value", "grad_offsets", "grad_bias")
-        for name, grad, stride in zip(names, grads, strides, strict=True):
-            if grad.numel():  # there is none of the bias where there is no bias
-                call.set_tensor(name, in_huge_pages(grad), stride)
+        for name, grad in results.items():
+            call.set_tensor(f"grad_{name}", in_huge_pages(grad), layouts[name][2])
         call.run("backward")
     else:
-        for grad in grads:
+        for grad in results.values():
             grad.zero_()
-    return tuple(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True))
+    return [grad.to(layouts[name][0].dtype) for name, grad in results.items()]
 
 
 class _Call(Call):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..memory_format import empty_of_size
+from ..layout import Layout, memory_format_of
 from ..plain.offset_network import EPSILON
 from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
@@ -30,7 +30,7 @@ class OffsetNetworkProblem(Problem):
 PARAMETERS = ("depthwise", "norm_weight", "norm_bias", "conv_weight", "conv_bias")
 
 
-def forward(
+def predict_offsets(
     query: Tensor,
     depthwise: Tensor,
     norm_weight: Tensor,
@@ -39,16 +39,22 @@ def forward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
-    size: Sequence[int] | None,
+    output_size: Sequence[int] | None,
 ) -> list[Tensor]:
-    """See :func:`.plain.offset_network.forward`. Computes in float32 at least."""
+    """See :func:`.plain.offset_network.predict_offsets`. Computes in float32 at least."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     source = _readable(query)
-    resized = [in_huge_pages(empty_of_size(source, size))] if size else []
-    call = _Call(resized[0] if size else source, parameters, num_groups, offset_range)
-    if size:
+    resized = [in_huge_pages(_empty_of_size(source, output_size))] if output_size else []
+    call = _Call(resized[0] if output_size else source, parameters, num_groups, offset_range)
+    if output_size:
         call.set_source(source)
-    shape = (len(query), num_groups, conv_weight.shape[0] // 2, 2, *(size or query.shape[2:]))
+    shape = (
+        len(query),
+        num_groups,
+        conv_weight.shape[0] // 2,
+        2,
+        *(output_size or query.shape[2:]),
+    )
     offsets = in_huge_pages(torch.empty(shape, dtype=call.dtype))
     if offsets.numel():
         call.set_tensor("offsets", offsets)
@@ -56,10 +62,10 @@ def forward(
     return [offsets, *(r.to(query.dtype) for r in resized)]
 
 
-def backward(
+def predict_offsets_backward(
     grads: Sequence[Tensor],
     offsets: Tensor,
-    query: Tensor,
+    resized: Tensor,
     depthwise: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -67,18 +73,18 @@ def backward(
     conv_bias: Tensor,
     num_groups: int,
     offset_range: float,
-    size: Sequence[int] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`.plain.offset_network.backward`."""
+    input_size: Sequence[int] | None,
+) -> list[Tensor]:
+    """See :func:`.plain.offset_network.predict_offsets_backward`."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     grad_offsets, *grad_resized = grads
-    readable = _readable(query)
+    readable = _readable(resized)
     call = _Call(readable, parameters, num_groups, offset_range)
-    if size:
-        grad_query = empty_of_size(readable, size)
-        call.set_grad_resized(grad_resized[0].to(readable.dtype), size)
+    if input_size:
+        grad_query = _empty_of_size(readable, input_size)
+        call.set_grad_resized(grad_resized[0].to(readable.dtype), input_size)
     else:
-        grad_query = torch.empty_like(readable)
+        grad_query = torch.empty_like(readable, memory_format=memory_format_of(resized))
     grads_of_parameters = [torch.zeros(p.shape, dtype=call.dtype) for p in parameters]
     if offsets.numel():
         call.set_tensor("offsets", offsets.to(call.dtype).contiguous())
@@ -89,10 +95,15 @@ def backward(
         call.run("backward")
     else:
         grad_query.zero_()
-    return (
-        grad_query.to(query.dtype),
+    return [
+        grad_query.to(resized.dtype),
         *(g.to(p.dtype) for g, p in zip(grads_of_parameters, parameters, strict=True)),
-    )
+    ]
+
+
+def _empty_of_size(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Uninitialised, as (N, C, H, W) ``x`` but of another ``size`` (Y, X), and channels-last."""
+    return Layout((*x.shape[:2], *size), x.dtype, torch.channels_last).empty(x.device)
 
 
 def _readable(query: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..plain.normalized_projection import EPSILON
+from ..layout import memory_format_of
+from ..plain.projection import EPSILON
 from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 CHUNK = 2**19
@@ -31,17 +32,18 @@ class ProjectionProblem(Problem):
     )
 
 
-def forward(
+def project_normalized(
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    weights: Sequence[Tensor],
+    weight: Tensor,
+    widths: Sequence[int],
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """See :func:`lda_aqu.ops.project_normalized`. Computes in float32 at least."""
     with without_autocast(x):
         pixels = _Pixels(x)
-        matrices = [weight.flatten(1).to(pixels.dtype) for weight in weights]
+        matrices = weight.flatten(1).to(pixels.dtype).split(list(widths))
         # In the order in which the products read them fastest.
         scaled = [(matrix * norm_weight.to(pixels.dtype)).T.contiguous() for matrix in matrices]
         biases = [matrix @ norm_bias.to(pixels.dtype) for matrix in matrices]
@@ -53,23 +55,26 @@ def forward(
     return [output.unflatten(0, size).permute(0, 3, 1, 2).to(dtype) for output in outputs]
 
 
-def backward(
+def project_normalized_backward(
     grads: Sequence[Tensor],
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    weights: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    weight: Tensor,
+    widths: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
     """Gradients of the map, of the norm's weight and bias, and of the projections' weights."""
     with without_autocast(x):
         pixels = _Pixels(x)
         dtype = pixels.dtype
-        weight, bias = norm_weight.to(dtype), norm_bias.to(dtype)
-        matrices = [projection.flatten(1).to(dtype) for projection in weights]
-        scaled = [matrix * weight for matrix in matrices]
+        scale, shift = norm_weight.to(dtype), norm_bias.to(dtype)
+        matrices = weight.flatten(1).to(dtype).split(list(widths))
+        scaled = [matrix * scale for matrix in matrices]
         rows = [grad.permute(0, 2, 3, 1).flatten(0, 2).to(dtype) for grad in grads]
         products = [torch.zeros_like(matrix) for matrix in matrices]  # grad times s
-        grad_x, buffer = in_huge_pages(torch.empty_like(pixels.map)), pixels.new_chunk()
+        grad_x = torch.empty_like(pixels.map, memory_format=memory_format_of(x))
+        grad_x, buffer = in_huge_pages(grad_x), pixels.new_chunk()
         for chunk, normalized in pixels.standardize():
             for row, product in zip(rows, products, strict=True):
                 product.addmm_(row[chunk].T, normalized)
@@ -80,15 +85,15 @@ def backward(
             pixels.backward(chunk, normalized, grad, grad_x)
         sums = [row.sum(0) for row in rows]
         triples = list(zip(matrices, products, sums, strict=True))
-        grad_weights = [product * weight + torch.outer(s, bias) for _, product, s in triples]
+        grad_weights = [product * scale + torch.outer(s, shift) for _, product, s in triples]
         grad_weight = sum((matrix * product).sum(0) for matrix, product, _ in triples)
         grad_bias = sum(s @ matrix for matrix, _, s in triples)
-    return (
+    return [
         grad_x.to(x.dtype),
         grad_weight.to(norm_weight.dtype),
         grad_bias.to(norm_bias.dtype),
-        [g.view(w.shape).to(w.dtype) for g, w in zip(grad_weights, weights, strict=True)],
-    )
+        torch.cat(grad_weights).view(weight.shape).to(weight.dtype),
+    ]
 
 
 class _Pixels:

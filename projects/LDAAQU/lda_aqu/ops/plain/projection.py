@@ -1,7 +1,7 @@
-"""Normalisation and projections in plain PyTorch.
+"""Layer normalisation and projections in plain PyTorch.
 
 Shape shorthand:
-    N: batch; C: channels; H, W: size; D: channels of a projection
+    N: batch; C: channels; H, W: size; D: channels of all projections together
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autocast import without_autocast
+from ..layout import laid_out, memory_format_of
 
 EPSILON = 1e-5  # of the normalisation
 
 
-def forward(
+def project_normalized(
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    weights: Sequence[Tensor],
+    weight: Tensor,
+    widths: Sequence[int],
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """See :func:`lda_aqu.ops.project_normalized`. Projects in ``dtype``."""
@@ -28,37 +30,41 @@ def forward(
         parameters = norm_weight.to(rows.dtype), norm_bias.to(rows.dtype)
         normalized = F.layer_norm(rows, rows.shape[-1:], *parameters, EPSILON).to(dtype)
         normalized = normalized.permute(0, 3, 1, 2)
-        return [F.conv2d(normalized, weight.to(dtype)) for weight in weights]
+        return [
+            laid_out(F.conv2d(normalized, part.to(dtype)), torch.channels_last)
+            for part in weight.split(list(widths))
+        ]
 
 
-def backward(
+def project_normalized_backward(
     grads: Sequence[Tensor],
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    weights: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    weight: Tensor,
+    widths: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
     """Gradients of the map, of the norm's weight and bias, and of the projections' weights."""
     with without_autocast(x):
         rows = _rows(x)
-        shape, weight, bias = rows.shape[-1:], norm_weight.to(rows.dtype), norm_bias.to(rows.dtype)
-        normalized, mean, inverse = torch.native_layer_norm(rows, shape, weight, bias, EPSILON)
+        shape, scale, shift = rows.shape[-1:], norm_weight.to(rows.dtype), norm_bias.to(rows.dtype)
+        normalized, mean, inverse = torch.native_layer_norm(rows, shape, scale, shift, EPSILON)
         flat = normalized.flatten(0, 2)
         grad_flat, grad_weights = torch.zeros_like(flat), []
-        for grad, projection in zip(grads, weights, strict=True):
+        for grad, part in zip(grads, weight.split(list(widths)), strict=True):
             grad = grad.permute(0, 2, 3, 1).flatten(0, 2)
-            grad_weight = grad.T @ flat.to(grad.dtype)
-            grad_weights.append(grad_weight.view(projection.shape).to(projection.dtype))
-            grad_flat += grad @ projection.flatten(1).to(grad.dtype)
+            grad_weights.append((grad.T @ flat.to(grad.dtype)).to(weight.dtype))
+            grad_flat = grad_flat + grad @ part.flatten(1).to(grad.dtype)
         grad_rows, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            *(grad_flat.view_as(rows), rows, shape, mean, inverse, weight, bias, [True] * 3)
+            *(grad_flat.view_as(rows), rows, shape, mean, inverse, scale, shift, [True] * 3)
         )
-    return (
-        grad_rows.permute(0, 3, 1, 2).to(x.dtype),
-        grad_norm_weight.to(norm_weight.dtype),
-        grad_norm_bias.to(norm_bias.dtype),
-        grad_weights,
-    )
+        return [
+            laid_out(grad_rows.permute(0, 3, 1, 2).to(x.dtype), memory_format_of(x)),
+            grad_norm_weight.to(norm_weight.dtype),
+            grad_norm_bias.to(norm_bias.dtype),
+            torch.cat(grad_weights).view(weight.shape),
+        ]
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ import torch
 
 triton = pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
-from lda_aqu.ops import triton_backend, triton_kernels
+from lda_aqu.ops import triton as backend
+from lda_aqu.ops.triton import attention, attention_kernels
 from paths import ROOT
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
 
 needs_compiler = pytest.mark.skipif(
-    triton_kernels.INTERPRETED, reason="TRITON_INTERPRET is set: kernels are not compiled"
+    backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
 )
 
 
@@ -61,7 +62,8 @@ def run(heads: int, groups: int, depth: int, channels: int, dtype, has_bias: boo
     offsets = torch.zeros(1, groups, 9, 2, 8, 8, dtype=torch.promote_types(dtype, torch.float32))
     bias = torch.zeros(heads, 9, depth // heads) if has_bias else None
     inputs = (query, key, value, offsets, bias, heads)
-    triton_backend.backward(triton_backend.forward(*inputs), *inputs)
+    output = attention.local_deformable_attention(*inputs)
+    attention.local_deformable_attention_backward(output, *inputs)
 
 
 def compile_for(target: GPUTarget, kernel: triton.JITFunction, values: dict, options: dict) -> dict:
@@ -100,7 +102,7 @@ def compile_for(target: GPUTarget, kernel: triton.JITFunction, values: dict, opt
 def test_compiles(launches, monkeypatch, tmp_path, target, binary, shapes, max_int32_elements):
     """What the interpreter lets pass: wrong types, loops whose variables change theirs."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(triton_backend, "MAX_INT32_ELEMENTS", max_int32_elements)
+    monkeypatch.setattr(attention, "MAX_INT32_ELEMENTS", max_int32_elements)
     run(*shapes)
     assert [kernel.__name__ for kernel, *_ in launches] == [
         "forward_kernel",
@@ -125,30 +127,28 @@ def test_deterministic_algorithms_fix_the_tiles(launches, monkeypatch):
     torch.use_deterministic_algorithms(False)
     run(1, 1, 2, 2, torch.float32, False)
     assert autotuned == [
-        triton_kernels.forward_kernel,
-        triton_kernels.backward_pixels_kernel,
-        triton_kernels.backward_source_kernel,
-        triton_kernels.backward_source_kernel,
+        attention_kernels.forward_kernel,
+        attention_kernels.backward_pixels_kernel,
+        attention_kernels.backward_source_kernel,
+        attention_kernels.backward_source_kernel,
     ]
 
 
 @needs_compiler
 def test_says_why_it_is_unavailable(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert triton_backend.unavailable(cpu) == "Triton compiles for GPUs, not for cpu"
+    assert backend.unavailable(cpu) == "Triton compiles for GPUs, not for cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert triton_backend.unavailable(gpu) == "no GPU is available to PyTorch"
+    assert backend.unavailable(gpu) == "no GPU is available to PyTorch"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert triton_backend.unavailable(gpu) == "An old GPU has a compute capability below 8.0"
+    assert backend.unavailable(gpu) == "An old GPU has a compute capability below 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert triton_backend.unavailable(gpu) == ""
+    assert backend.unavailable(gpu) == ""
 
 
 def test_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "lda_aqu.ops.triton_kernels")
-    monkeypatch.delattr("lda_aqu.ops.triton_kernels")
-    reason = triton_backend.unavailable(torch.device("cuda"))
+    reason = backend.unavailable(torch.device("cuda"))
     assert reason.startswith("Triton cannot be imported: ")

@@ -1,4 +1,4 @@
-"""Triton kernels of local deformable attention; :mod:`lda_aqu.ops.triton_backend` launches them.
+"""Triton kernels of local deformable attention; :mod:`.attention` launches them.
 
 Layout, for all kernels:
     What is read by channels (query, key, value, gradient of the output) is dense and channels-last.
@@ -423,7 +423,3 @@ def backward_source_kernel(
     address = grad_source + batch * (H * W) * CHANNELS + position.to(INDEX) * pixel_stride
     address += (piece * WIDTH + channel).to(INDEX) * channel_stride
     tl.store(address, total, mask=mask)
-
-
-# TRITON_INTERPRET=1, set before Triton was imported: kernels run on the CPU, slowly, for tests.
-INTERPRETED = not isinstance(cells_kernel, triton.JITFunction)

@@ -1,7 +1,8 @@
-"""Local deformable attention on GPUs: launches the kernels of :mod:`lda_aqu.ops.triton_kernels`.
+"""Local deformable attention on GPUs: launches the kernels of :mod:`.attention_kernels`.
 
 The kernels were checked against :mod:`lda_aqu.ops.plain` under Triton's interpreter, on a CPU, and
-compiled for NVIDIA's sm_80 and sm_90 and AMD's gfx942. They have not been run on a GPU, nor timed.
+compiled for NVIDIA's sm_80 and sm_90 and AMD's gfx942. On an H200 they were run, and measured: see
+docs/benchmarks.md.
 
 Neither direction stores samples. Nothing is added up by atomic operations either: the gradients of
 key and value are gathered, from the samples sorted by where they were read, and come out the same
@@ -14,81 +15,64 @@ the value have the memory format of the value, those of query and key are channe
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .memory_format import memory_format_of
+from ..layout import memory_format_of
+from . import attention_kernels as kernels
+from . import is_interpreted
 
-MIN_CAPABILITY = (8, 0)  # the oldest of NVIDIA's GPUs that Triton supports
 MAX_CHANNEL_BLOCK = 128  # channels of a tile; wider slices take several
 CELL_BLOCK = 1024  # samples of one program of cells_kernel
 MAX_INT32_ELEMENTS = 2**31  # tensors with fewer are addressed in 32 bits
 
 
-def unavailable(device: torch.device) -> str:
-    """Why the kernels cannot run on a device, or an empty string."""
-    try:
-        from . import triton_kernels
-    except ImportError as error:
-        return f"Triton cannot be imported: {error}"
-    if triton_kernels.INTERPRETED:
-        return ""
-    if device.type != "cuda":
-        return f"Triton compiles for GPUs, not for {device.type}"
-    if not torch.cuda.is_available():
-        return "no GPU is available to PyTorch"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return f"{name} has a compute capability below {'.'.join(map(str, MIN_CAPABILITY))}"
-    return ""
-
-
-def forward(
+def local_deformable_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> Tensor:
+) -> list[Tensor]:
     """See :func:`lda_aqu.ops.local_deformable_attention`."""
     output = _empty_as(value, (*value.shape[:2], *query.shape[2:]))
     if output.numel():
         _Call(query, key, value, offsets, position_bias, num_heads).forward(output)
-    return output
+    return [output]
 
 
-def backward(
-    grad_output: Tensor,
+def local_deformable_attention_backward(
+    grads: Sequence[Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five tensors, in their order; the last is empty without a bias."""
+) -> list[Tensor]:
+    """Gradients of the tensors, in their order."""
+    (grad_output,) = grads
     channels_last = torch.channels_last
-    grads = (
+    results = [
         torch.empty_like(query, memory_format=channels_last),
         torch.empty_like(key, memory_format=channels_last),
         _empty_as(value, value.shape),
-        torch.empty_like(offsets),
-        query.new_empty(0)
-        if position_bias is None
-        else position_bias.new_empty(position_bias.shape),
-    )
+        torch.empty_like(offsets, memory_format=torch.contiguous_format),
+    ]
+    if position_bias is not None:
+        results.append(position_bias.new_empty(position_bias.shape))
     if grad_output.numel():
         call = _Call(query, key, value, offsets, position_bias, num_heads)
-        call.backward(grad_output.contiguous(memory_format=channels_last), *grads)
+        call.backward(grad_output.contiguous(memory_format=channels_last), *results)
     else:
-        for grad in grads:
-            grad.zero_()
-    return grads
+        for result in results:
+            result.zero_()
+    return results
 
 
 def _empty_as(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -124,9 +108,6 @@ class _Call:
         position_bias: Tensor | None,
         num_heads: int,
     ) -> None:
-        from . import triton_kernels
-
-        self.kernels = triton_kernels
         self.query, self.key, self.value = (
             x.contiguous(memory_format=torch.channels_last) for x in (query, key, value)
         )
@@ -146,7 +127,7 @@ class _Call:
             max(depth, channels) * self.input_positions,
             max(depth, channels, 2 * self.slices * self.points) * self.output_pixels,
         )
-        tl = triton_kernels.tl
+        tl = kernels.tl
         self.constants = {
             "POINTS": self.points,
             "COMPUTE": tl.float64 if self.dtype == torch.float64 else tl.float32,
@@ -166,7 +147,7 @@ class _Call:
     def forward(self, output: Tensor) -> None:
         """Write ``output``, (N, C, Y, X)."""
         self._launch(
-            self.kernels.forward_kernel,
+            kernels.forward_kernel,
             self._pixel_programs,
             *(self.query, self.key, self.value, self.offsets, self.bias),
             *(output, *_channel_and_pixel_stride(output)),
@@ -181,14 +162,14 @@ class _Call:
         grad_key: Tensor,
         grad_value: Tensor,
         grad_offsets: Tensor,
-        grad_bias: Tensor,
+        grad_bias: Tensor | None = None,
     ) -> None:
         """Write all gradients but the first, which is channels-last."""
         maps = (self.batch, self.heads, self.points, self.output_pixels)
         attention, grad_logits = self._empty(*maps), self._empty(*maps)
         shares = self._empty(self.batch, self.slices, self.points, 2, self.output_pixels)
         self._launch(
-            self.kernels.backward_pixels_kernel,
+            kernels.backward_pixels_kernel,
             self._pixel_programs,
             *(grad_output, self.query, self.key, self.value, self.offsets, self.bias),
             *(attention, grad_logits, shares, grad_query),
@@ -217,7 +198,7 @@ class _Call:
         cells = torch.empty(shape, dtype=torch.int32, device=self.value.device)
         programs = -(-cells.numel() // CELL_BLOCK)
         self._launch(
-            self.kernels.cells_kernel,
+            kernels.cells_kernel,
             (programs,),
             *(self.offsets, cells, cells.numel()),
             BLOCK_SAMPLES=CELL_BLOCK,
@@ -240,7 +221,7 @@ class _Call:
         block = min(_power_of_2(width), MAX_CHANNEL_BLOCK)
         programs = self.batch * self.slices * -(-width // block) * self.input_positions
         self._launch(
-            self.kernels.backward_source_kernel,
+            kernels.backward_source_kernel,
             (programs,),
             *(coefficients, upstream, self.offsets, samples, starts),
             *(grad_source, *_channel_and_pixel_stride(grad_source)),
@@ -266,9 +247,7 @@ class _Call:
         """Run a kernel on the device of the tensors, and with a fixed tile where asked for."""
         constants |= self.constants
         is_autotuned = hasattr(kernel, "configs")
-        if is_autotuned and (
-            self.kernels.INTERPRETED or torch.are_deterministic_algorithms_enabled()
-        ):
+        if is_autotuned and (is_interpreted() or torch.are_deterministic_algorithms_enabled()):
             constants |= kernel.configs[0].all_kwargs()
             kernel = kernel.fn
         device = self.value.device
