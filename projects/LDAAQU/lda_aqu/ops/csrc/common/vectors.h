@@ -15,7 +15,11 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-constexpr int64_t kStrip = 16;  // consecutive pixels of a row whose numbers lie side by side
+// Floats of a cache line, and of a register of the widest instruction set.
+constexpr int64_t kLine = 16;
+// Consecutive pixels of a row that are computed together, their numbers side by side. The same for
+// all instruction sets and dtypes, as layouts and the order of sums depend on it.
+constexpr int64_t kStrip = kLine;
 
 template <typename T, int kBytes>
 struct Vector {
@@ -31,8 +35,8 @@ struct Vector {
 };
 
 template <typename T, int kBytes, size_t... I>
-inline typename Vector<T, kBytes / 2>::type add_halves(
-    typename Vector<T, kBytes>::type v, std::index_sequence<I...>) {
+inline typename Vector<T, kBytes / 2>::type add_halves(typename Vector<T, kBytes>::type v,
+                                                       std::index_sequence<I...>) {
     constexpr int half = sizeof...(I);
     return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (half + I)...);
 }
@@ -50,7 +54,7 @@ inline T sum_of_lanes(typename Vector<T, kBytes>::type v) {
     }
 }
 
-// The pieces of 16 bytes, added.
+// The sum of the vector's pieces of 16 bytes.
 template <typename T, int kBytes>
 inline typename Vector<T, 16>::type add_quarters(typename Vector<T, kBytes>::type v) {
     if constexpr (kBytes == 16)
@@ -60,18 +64,16 @@ inline typename Vector<T, 16>::type add_quarters(typename Vector<T, kBytes>::typ
             add_halves<T, kBytes>(v, std::make_index_sequence<Vector<T, kBytes>::lanes / 2>()));
 }
 
-// In each piece of 16 bytes, a and b of every other lane side by side, and the others, added.
+// In each piece of four lanes: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
 template <typename V, size_t... I>
 inline V add_even_and_odd(V a, V b, std::index_sequence<I...>) {
     constexpr int lanes = sizeof...(I);
-    return __builtin_shufflevector(
-               a, b, (I / 4 * 4 + I % 2 * 2 + (I % 4 / 2) * lanes)...) +
-           __builtin_shufflevector(
-               a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + (I % 4 / 2) * lanes)...) +
+           __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + 1 + (I % 4 / 2) * lanes)...);
 }
 
-// sums[i] = the sum of the lanes of v[i], on top of what is there if it `adds`. Always inline, as v
-// would go through memory.
+// sums[i] = the sum of the lanes of v[i], added to sums[i] if `adds`. Always inline, as v would
+// otherwise be passed through memory.
 template <typename T, int kBytes>
 [[gnu::always_inline]] inline void sum_lanes(const typename Vector<T, kBytes>::type (&v)[4],
                                              bool adds, T* sums) {
@@ -82,25 +84,24 @@ template <typename T, int kBytes>
         const auto quarter = add_quarters<T, kBytes>(total);
         Vector<T, 16>::store(sums, adds ? Vector<T, 16>::load(sums) + quarter : quarter);
     } else {
-        for (int i = 0; i < 4; ++i)
-            sums[i] = (adds ? sums[i] : 0) + sum_of_lanes<T, kBytes>(v[i]);
+        for (int i = 0; i < 4; ++i) sums[i] = (adds ? sums[i] : 0) + sum_of_lanes<T, kBytes>(v[i]);
     }
 }
 
-// Rows of channels of a map, by the cells of its grid: those of the corners (0, 0), (0, 1), (1, 0)
-// and (1, 1) of the first cell, and how far it is from one cell to the next.
+// Where the channels of a cell's corners are: the rows of channels of the corners (0, 0), (0, 1),
+// (1, 0) and (1, 1) of cell 0, and the distance from one cell to the next.
 template <typename T>
-struct Rows {
+struct CornerRows {
     const T* corners[4];
-    int64_t stride;
+    int64_t cell_stride;
 };
 
-// In what follows, the entries of lists of cells and of weights are kStrip apart: they are those of
-// one pixel of a strip.
+// The next two functions work for one pixel of a strip: the entries of `cells` and `weights` that
+// belong to it are kStrip apart.
 
 // dots[4 * i + c] = x . corner c of cell i over `length` channels, kUnroll vectors at a time.
 template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void compute_dots(const T* x, Rows<T> rows, const int32_t* cells, int64_t count,
+inline void compute_dots(const T* x, CornerRows<T> rows, const int32_t* cells, int64_t count,
                          int64_t length, T* dots, int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
@@ -108,7 +109,7 @@ inline void compute_dots(const T* x, Rows<T> rows, const int32_t* cells, int64_t
         typename V::type channels[kUnroll];
         for (int u = 0; u < kUnroll; ++u) channels[u] = V::load(x + at + u * V::lanes);
         for (int64_t i = 0; i < count; ++i) {
-            const int64_t cell = cells[i * kStrip] * rows.stride + at;
+            const int64_t cell = cells[i * kStrip] * rows.cell_stride + at;
             typename V::type total[4];
 #pragma GCC unroll 4
             for (int c = 0; c < 4; ++c) {
@@ -130,21 +131,22 @@ inline void compute_dots(const T* x, Rows<T> rows, const int32_t* cells, int64_t
 // out = the sum of weights[c, i] * corner c of cell i over `length` channels, kUnroll vectors at a
 // time; weights (4, count).
 template <typename T, int kBytes = kVectorBytes, int kUnroll = 8>
-inline void weighted_sum(const T* weights, Rows<T> rows, const int32_t* cells, int64_t count,
+inline void weighted_sum(const T* weights, CornerRows<T> rows, const int32_t* cells, int64_t count,
                          int64_t length, T* out, int64_t at = 0) {
     using V = Vector<T, kBytes>;
     constexpr int64_t step = kUnroll * V::lanes;
-    constexpr int kSums = kUnroll < 4 ? 4 : 1;  // in turn, as each has to wait for its last term
+    // Several sums in turn, as an addition waits for the last one to the same sum.
+    constexpr int kSums = kUnroll < 4 ? 4 : 1;
     const T* const weights_of[4] = {weights, weights + count * kStrip, weights + 2 * count * kStrip,
                                     weights + 3 * count * kStrip};
     for (; at + step <= length; at += step) {
         typename V::type total[kSums][kUnroll] = {};
         for (int64_t i = 0; i < count; ++i) {
-            const int64_t cell = cells[i * kStrip] * rows.stride + at;
+            const int64_t cell = cells[i * kStrip] * rows.cell_stride + at;
             for (int c = 0; c < 4; ++c)
                 for (int u = 0; u < kUnroll; ++u)
-                    total[c % kSums][u] += weights_of[c][i * kStrip] *
-                                           V::load(rows.corners[c] + cell + u * V::lanes);
+                    total[c % kSums][u] +=
+                        weights_of[c][i * kStrip] * V::load(rows.corners[c] + cell + u * V::lanes);
         }
         for (int j = 1; j < kSums; ++j)
             for (int u = 0; u < kUnroll; ++u) total[0][u] += total[j][u];
@@ -157,8 +159,8 @@ inline void weighted_sum(const T* weights, Rows<T> rows, const int32_t* cells, i
         weighted_sum<T, kBytes / 2, 1>(weights, rows, cells, count, length, out, at);
 }
 
-// Corner c of a cell += the sum of weights[i, c] * row_of(i) over `length` channels, for all i of a
-// list, in the registers that there are.
+// Corner c of a cell += the sum of weights[i, c] * row_of(i) over `length` channels, for all taps i
+// of the list that begins with `first`. kUnroll is what there are registers for.
 template <typename T, int kBytes = kVectorBytes, int kUnroll = kBytes == 64 ? 4 : 2, typename RowOf>
 inline void add_list(const T* weights, int32_t first, const int32_t* next, const RowOf& row_of,
                      int64_t length, T* const (&corners)[4], int64_t at = 0) {
@@ -167,8 +169,7 @@ inline void add_list(const T* weights, int32_t first, const int32_t* next, const
     for (; at + step <= length; at += step) {
         typename V::type sums[4][kUnroll];
         for (int c = 0; c < 4; ++c)
-            for (int u = 0; u < kUnroll; ++u)
-                sums[c][u] = V::load(corners[c] + at + u * V::lanes);
+            for (int u = 0; u < kUnroll; ++u) sums[c][u] = V::load(corners[c] + at + u * V::lanes);
         for (int32_t i = first; i >= 0; i = next[i]) {
             const T* const row = row_of(i) + at;
             for (int u = 0; u < kUnroll; ++u)
@@ -176,8 +177,7 @@ inline void add_list(const T* weights, int32_t first, const int32_t* next, const
                     sums[c][u] += weights[int64_t{4} * i + c] * V::load(row + u * V::lanes);
         }
         for (int c = 0; c < 4; ++c)
-            for (int u = 0; u < kUnroll; ++u)
-                V::store(corners[c] + at + u * V::lanes, sums[c][u]);
+            for (int u = 0; u < kUnroll; ++u) V::store(corners[c] + at + u * V::lanes, sums[c][u]);
     }
     if (at == length) return;
     if constexpr (kUnroll > 1)
@@ -197,8 +197,8 @@ inline void add_rows(const T* weights, int64_t weight_stride, const T* rows, int
         for (int u = 0; u < kUnroll; ++u) total[u] = V::load(out + at + u * V::lanes);
         for (int64_t i = 0; i < count; ++i)
             for (int u = 0; u < kUnroll; ++u)
-                total[u] += weights[i * weight_stride] *
-                            V::load(rows + i * row_stride + at + u * V::lanes);
+                total[u] +=
+                    weights[i * weight_stride] * V::load(rows + i * row_stride + at + u * V::lanes);
         for (int u = 0; u < kUnroll; ++u) V::store(out + at + u * V::lanes, total[u]);
     }
     if (at == length) return;
@@ -230,47 +230,46 @@ inline void add_products(const T* weights, const T* strips, int64_t count, int64
                                    sums + row * kStrip);
 }
 
-// One step of the transposition of a square of rows: of each two rows that are kApart apart, the
-// blocks of kApart lanes off the diagonal change places.
+// Transposes a square of rows in steps: in a step, each two rows that are kApart apart exchange the
+// pieces of kApart lanes that lie off the diagonal.
 template <typename V, int kApart, int kLanes, size_t... I>
-inline void swap_blocks(V (&rows)[kLanes], std::index_sequence<I...> lanes) {
+inline void swap_lanes(V (&rows)[kLanes], std::index_sequence<I...> lanes) {
     if constexpr (kApart < kLanes) {
         for (int i = 0; i < kLanes; ++i)
             if (!(i & kApart)) {
                 const V a = rows[i], b = rows[i + kApart];
-                rows[i] = __builtin_shufflevector(
-                    a, b, (I & kApart ? I - kApart + kLanes : I)...);
-                rows[i + kApart] = __builtin_shufflevector(
-                    a, b, (I & kApart ? I + kLanes : I + kApart)...);
+                rows[i] = __builtin_shufflevector(a, b, (I & kApart ? I - kApart + kLanes : I)...);
+                rows[i + kApart] =
+                    __builtin_shufflevector(a, b, (I & kApart ? I + kLanes : I + kApart)...);
             }
-        swap_blocks<V, 2 * kApart, kLanes>(rows, lanes);
+        swap_lanes<V, 2 * kApart, kLanes>(rows, lanes);
     }
 }
 
-// out[c * out_stride + r] = in[r * in_stride + c]. Begins to read what is so far `ahead` of `in`.
+// out[c * out_stride + r] = in[r * in_stride + c]. Prefetches what is `ahead` elements
+// after what it reads, unless that is 0.
 template <typename T, int kBytes = kVectorBytes>
-inline void transpose(
-    const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride,
-    int64_t ahead = 0) {
+inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out,
+                      int64_t out_stride, int64_t ahead = 0) {
     using V = Vector<T, kBytes>;
     constexpr int lanes = V::lanes;
     const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
-    const auto turn = [&](int64_t r, int64_t c) {
+    const auto transpose_square = [&](int64_t r, int64_t c) {
         typename V::type square[lanes];
         for (int i = 0; i < lanes; ++i) {
             const T* const source = in + (r + i) * in_stride + c;
             square[i] = V::load(source);
             if (ahead) __builtin_prefetch(source + ahead, 0, 2);
         }
-        swap_blocks<typename V::type, 1, lanes>(square, std::make_index_sequence<lanes>());
+        swap_lanes<typename V::type, 1, lanes>(square, std::make_index_sequence<lanes>());
         for (int i = 0; i < lanes; ++i) V::store(out + (c + i) * out_stride + r, square[i]);
     };
-    if (in_stride > out_stride) {  // the longest runs where rows lie farthest apart
+    if (in_stride > out_stride) {  // the inner loop goes along the closer rows
         for (int64_t r = 0; r < whole_rows; r += lanes)
-            for (int64_t c = 0; c < whole_columns; c += lanes) turn(r, c);
+            for (int64_t c = 0; c < whole_columns; c += lanes) transpose_square(r, c);
     } else {
         for (int64_t c = 0; c < whole_columns; c += lanes)
-            for (int64_t r = 0; r < whole_rows; r += lanes) turn(r, c);
+            for (int64_t r = 0; r < whole_rows; r += lanes) transpose_square(r, c);
     }
     if constexpr (kBytes > 16) {
         if (whole_columns < columns)

@@ -1,31 +1,33 @@
 // Bilinear interpolation with aligned corners.
 #pragma once
-#include "scalars.h"
+#include "../common/scalars.h"
 
-namespace LDA_AQU_ISA {
+namespace offset_network::LDA_AQU_ISA {
 namespace {
 
-// The pixels, before a resize, that one after it lies between, and the weight of the latter.
+// The pixels of the source that a pixel of the resized map lies between, and the weight of `upper`.
 template <typename T>
 struct Between {
     int64_t lower, upper;
     T weight;
 };
 
-// One axis of a map that is resized. Positions are fractions of integers: none is rounded.
+// One axis of a resize. Positions are fractions of integers, so that none is rounded.
 struct ResizedAxis {
-    int64_t size, resized;
+    int64_t source_size, resized_size;
 
     template <typename T>
     Between<T> at(int64_t pixel) const {
-        const int64_t steps = resized > 1 ? resized - 1 : 1, position = pixel * (size - 1);
+        const int64_t steps = resized_size > 1 ? resized_size - 1 : 1;
+        const int64_t position = pixel * (source_size - 1);
         const int64_t lower = position / steps, rest = position % steps;
-        return {lower, min(lower + 1, size - 1), static_cast<T>(rest) / static_cast<T>(steps)};
+        return {lower, min(lower + 1, source_size - 1),
+                static_cast<T>(rest) / static_cast<T>(steps)};
     }
     int64_t lower(int64_t pixel) const { return at<float>(pixel).lower; }
     int64_t upper(int64_t pixel) const { return at<float>(pixel).upper; }
-    // Pixels that so many consecutive ones are resized from, at most.
-    int64_t reach(int64_t count) const { return min(size, lower(count - 1) + 3); }
+    // How many pixels of the source `count` consecutive resized pixels lie between, at most.
+    int64_t source_pixels(int64_t count) const { return min(source_size, lower(count - 1) + 3); }
 };
 
 // target = lower + weight * (upper - lower), so that equal pixels stay what they are.
@@ -38,7 +40,7 @@ inline void interpolate(const L* lower, const L* upper, T weight, int64_t count,
     }
 }
 
-// The transpose: what target passes back to lower and upper.
+// The gradients: adds that of the target, weighted, to those of lower and upper.
 template <typename T>
 inline void interpolate_backward(const T* target, T weight, int64_t count, T* lower, T* upper) {
 #pragma omp simd
@@ -48,4 +50,4 @@ inline void interpolate_backward(const T* target, T weight, int64_t count, T* lo
 }
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace offset_network::LDA_AQU_ISA

@@ -1,17 +1,17 @@
 // Convolutions of rows of pixels, in vectors over the pixels.
 #pragma once
-#include "vectors.h"
+#include "../common/vectors.h"
 
-namespace LDA_AQU_ISA {
+namespace offset_network::LDA_AQU_ISA {
 namespace {
 
-// Outputs that are summed up at once, with three vectors of pixels or three taps each: as many as
-// there are registers for. Less would load more than it multiplies.
-constexpr int kConvolved = kVectorBytes == 64 ? 9 : 3;  // of the 2 k² of a 3 x 3 window
-constexpr int kConvolvedBack = kVectorBytes == 64 ? 8 : 4;
-constexpr int kCorrelated = kVectorBytes == 64 ? 9 : 3;
+// Outputs that are summed up at once, each for three vectors of pixels or three columns of the
+// window: as many as there are registers for, as loads are the bottleneck with fewer.
+constexpr int kForwardOutputs = kVectorBytes == 64 ? 9 : 3;  // divides 2 k² for k = 3
+constexpr int kBackwardOutputs = kVectorBytes == 64 ? 8 : 4;
+constexpr int kCorrelatedOutputs = kVectorBytes == 64 ? 9 : 3;
 
-// Else it is loaded again wherever it is used.
+// Without it the compiler loads v from memory again at each use.
 template <typename V>
 inline void keep_in_register(V& v) {
 #ifdef LDA_AQU_X86
@@ -19,7 +19,7 @@ inline void keep_in_register(V& v) {
 #endif
 }
 
-// kVectors vectors of x in what `convolve` does for kOutputs of the outputs.
+// `convolve` for kVectors vectors of pixels, from x on, and kOutputs of the outputs.
 template <typename T, int kOutputs, int kVectors>
 inline void convolve_vectors(const T* const* rows, int64_t count, int64_t kernel, const T* weights,
                              int64_t outputs, int64_t x, T* out, int64_t out_stride) {
@@ -50,7 +50,8 @@ inline void convolve_vectors(const T* const* rows, int64_t count, int64_t kernel
 // x goes up to `width`, rounded up to whole vectors. `count` rows, `kernel` weights each.
 template <typename T, int kOutputs>
 inline void convolve(const T* const* rows, int64_t count, int64_t kernel, const T* weights,
-                     int64_t outputs, int64_t width, T* out, int64_t out_stride, int64_t first = 0) {
+                     int64_t outputs, int64_t width, T* out, int64_t out_stride,
+                     int64_t first = 0) {
     constexpr int64_t lanes = Vector<T, kVectorBytes>::lanes;
     for (; first + kOutputs <= outputs; first += kOutputs) {
         T* const some = out + first * out_stride;
@@ -68,25 +69,26 @@ inline void convolve(const T* const* rows, int64_t count, int64_t kernel, const 
                                       first);
 }
 
-// sums[k][o] += sum over x of row[x + k] * grads[o][x], for kTaps taps and kOutputs of the outputs.
-template <typename T, int kOutputs, int kTaps>
-inline void correlate_tile(const T* row, const T* grads, int64_t grad_stride, int64_t width,
-                           T* sums, int64_t outputs) {
+// sums[k][o] += sum over x of row[x + k] * grads[o][x], for kColumns columns k of the window and
+// kOutputs of the outputs.
+template <typename T, int kOutputs, int kColumns>
+inline void correlate_columns(const T* row, const T* grads, int64_t grad_stride, int64_t width,
+                              T* sums, int64_t outputs) {
     using V = Vector<T, kVectorBytes>;
-    typename V::type total[kTaps * kOutputs] = {};
+    typename V::type total[kColumns * kOutputs] = {};
     for (int64_t x = 0; x < width; x += V::lanes) {
-        typename V::type pixels[kTaps];
+        typename V::type pixels[kColumns];
 #pragma GCC unroll 9
-        for (int k = 0; k < kTaps; ++k) pixels[k] = V::load(row + x + k);
+        for (int k = 0; k < kColumns; ++k) pixels[k] = V::load(row + x + k);
 #pragma GCC unroll 9
         for (int o = 0; o < kOutputs; ++o) {
             auto grad = V::load(grads + o * grad_stride + x);
             keep_in_register(grad);
 #pragma GCC unroll 9
-            for (int k = 0; k < kTaps; ++k) total[k * kOutputs + o] += pixels[k] * grad;
+            for (int k = 0; k < kColumns; ++k) total[k * kOutputs + o] += pixels[k] * grad;
         }
     }
-    constexpr int count = kTaps * kOutputs, fours = count / 4 * 4;
+    constexpr int count = kColumns * kOutputs, fours = count / 4 * 4;
     T added[count];
 #pragma GCC unroll 9
     for (int i = 0; i < fours; i += 4) {
@@ -95,13 +97,12 @@ inline void correlate_tile(const T* row, const T* grads, int64_t grad_stride, in
     }
 #pragma GCC unroll 9
     for (int i = fours; i < count; ++i) added[i] = sum_of_lanes<T, kVectorBytes>(total[i]);
-    for (int k = 0; k < kTaps; ++k)
-        for (int o = 0; o < kOutputs; ++o)
-            sums[k * outputs + o] += added[k * kOutputs + o];
+    for (int k = 0; k < kColumns; ++k)
+        for (int o = 0; o < kOutputs; ++o) sums[k * outputs + o] += added[k * kOutputs + o];
 }
 
 // sums[r][k][o] += sum over x of rows[r][x + k] * grads[o][x]: the gradient of convolve's weights.
-// Grads are zero beyond `width`, up to whole vectors.
+// From `width` up to whole vectors, grads are zero.
 template <typename T, int kOutputs>
 inline void correlate(const T* const* rows, int64_t count, int64_t kernel, const T* grads,
                       int64_t grad_stride, int64_t outputs, int64_t width, T* sums,
@@ -112,11 +113,11 @@ inline void correlate(const T* const* rows, int64_t count, int64_t kernel, const
             T* const sum = sums + r * kernel * outputs + first;
             int64_t k = 0;
             for (; k + 3 <= kernel; k += 3)
-                correlate_tile<T, kOutputs, 3>(rows[r] + k, some, grad_stride, width,
-                                               sum + k * outputs, outputs);
+                correlate_columns<T, kOutputs, 3>(rows[r] + k, some, grad_stride, width,
+                                                  sum + k * outputs, outputs);
             for (; k < kernel; ++k)
-                correlate_tile<T, kOutputs, 1>(rows[r] + k, some, grad_stride, width,
-                                               sum + k * outputs, outputs);
+                correlate_columns<T, kOutputs, 1>(rows[r] + k, some, grad_stride, width,
+                                                  sum + k * outputs, outputs);
         }
     }
     if constexpr (kOutputs > 1)
@@ -126,4 +127,4 @@ inline void correlate(const T* const* rows, int64_t count, int64_t kernel, const
 }
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace offset_network::LDA_AQU_ISA

@@ -1,40 +1,40 @@
 // Layer normalisation over the channels of each pixel, without weight and bias, from maps of any
-// strides to rows of channels and back. Compiled once for each instruction set; see attention_kernels.cpp.
-#include "arena.h"
-#include "layout.h"
-#include "norm_problem.h"
+// strides to rows of channels and back. Compiled once for each instruction set; see
+// ../README.md.
+#include "../common/dtypes.h"
+#include "../common/layout.h"
+#include "problem.h"
 
-namespace LDA_AQU_ISA {
+namespace projection::LDA_AQU_ISA {
 namespace {
 
-constexpr int64_t kRun = 16;  // pixels that are turned from planes into rows at a time
-
-// Calls visit(map, i, length) for runs of pixels [i, i + length) that lie in one row of the map.
+// Calls visit(map, i, length) for runs of at most kStrip pixels [i, i + length) of the problem.
 template <typename S, typename F>
-void for_runs(const NormProblem& p, F visit) {
-    // Rows without gaps between them are one.
-    const bool is_dense = p.strides[2] == p.width * p.strides[3];
+void for_runs(const Problem& p, F visit) {
+    // A run may go across rows that have no gaps between them.
+    const bool is_dense = p.map_strides[2] == p.width * p.map_strides[3];
     const int64_t width = is_dense ? p.height * p.width : p.width;
     const int64_t height = is_dense ? 1 : p.height;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
-    for (int64_t begin = 0; begin < p.count; begin += kRun)
-        for (int64_t i = begin, end = min(begin + kRun, p.count); i < end;) {
+    for (int64_t begin = 0; begin < p.count; begin += kStrip)
+        for (int64_t i = begin, end = min(begin + kStrip, p.count); i < end;) {
             const int64_t x = (p.first + i) % width, y = (p.first + i) / width;
             const int64_t length = min(end - i, width - x);
-            visit(static_cast<S*>(p.map) + y / height * p.strides[0] + y % height * p.strides[2] +
-                      x * p.strides[3],
+            visit(static_cast<S*>(p.map) + y / height * p.map_strides[0] +
+                      y % height * p.map_strides[2] + x * p.map_strides[3],
                   i, length);
             i += length;
         }
 }
 
 template <typename T, typename S>
-void standardize(const NormProblem& p) {
+void standardize(const Problem& p) {
     for_runs<S>(p, [&](S* map, int64_t first, int64_t length) {
         T* const rows = static_cast<T*>(p.normalized) + first * p.channels;
-        load_pixels(map, p.strides[1], p.strides[3], length, p.channels, rows, p.channels);
-        // Planes are read in pieces that are too short for the processor to foresee the next.
-        if (p.strides[1] != 1) prefetch(map + length * p.strides[3], p.strides[1], p.channels, kRun);
+        load_pixels(map, p.map_strides[1], p.map_strides[3], length, p.channels, rows, p.channels);
+        // The processor does not foresee the next run: those of a plane are too short.
+        if (p.map_strides[1] != 1)
+            prefetch(map + length * p.map_strides[3], p.map_strides[1], p.channels, kStrip);
         for (int64_t i = 0; i < length; ++i) {
             T* const row = rows + i * p.channels;
             T mean = 0, square = 0;
@@ -43,7 +43,8 @@ void standardize(const NormProblem& p) {
             mean /= static_cast<T>(p.channels);
 #pragma omp simd reduction(+ : square)
             for (int64_t c = 0; c < p.channels; ++c) square += (row[c] - mean) * (row[c] - mean);
-            const T inverse = 1 / sqrt_of(square / static_cast<T>(p.channels) + static_cast<T>(p.epsilon));
+            const T inverse =
+                1 / sqrt_of(square / static_cast<T>(p.channels) + static_cast<T>(p.epsilon));
             for (int64_t c = 0; c < p.channels; ++c) row[c] = (row[c] - mean) * inverse;
             static_cast<T*>(p.inverse)[first + i] = inverse;
         }
@@ -51,7 +52,7 @@ void standardize(const NormProblem& p) {
 }
 
 template <typename T, typename S>
-void standardize_backward(const NormProblem& p) {
+void standardize_backward(const Problem& p) {
     for_runs<S>(p, [&](S* map, int64_t first, int64_t length) {
         T* const rows = static_cast<T*>(p.grad) + first * p.channels;
         for (int64_t i = 0; i < length; ++i) {
@@ -69,28 +70,22 @@ void standardize_backward(const NormProblem& p) {
             for (int64_t c = 0; c < p.channels; ++c)
                 grad[c] = inverse * (grad[c] - mean - row[c] * moment);
         }
-        store_pixels(rows, p.channels, length, p.channels, map, p.strides[1], p.strides[3]);
+        store_pixels(rows, p.channels, length, p.channels, map, p.map_strides[1], p.map_strides[3]);
     });
 }
 
 }  // namespace
 
-void standardize(const NormProblem& p) {
-    switch (p.dtype) {
-        case kFloat64: return standardize<double, double>(p);
-        case kBFloat16: return standardize<float, BFloat16>(p);
-        case kFloat16: return standardize<float, _Float16>(p);
-        default: return standardize<float, float>(p);
-    }
+void standardize(const Problem& p) {
+    with_types_of(p.dtype, [&p](auto types) {
+        standardize<typename decltype(types)::T, typename decltype(types)::S>(p);
+    });
 }
 
-void standardize_backward(const NormProblem& p) {
-    switch (p.dtype) {
-        case kFloat64: return standardize_backward<double, double>(p);
-        case kBFloat16: return standardize_backward<float, BFloat16>(p);
-        case kFloat16: return standardize_backward<float, _Float16>(p);
-        default: return standardize_backward<float, float>(p);
-    }
+void standardize_backward(const Problem& p) {
+    with_types_of(p.dtype, [&p](auto types) {
+        standardize_backward<typename decltype(types)::T, typename decltype(types)::S>(p);
+    });
 }
 
-}  // namespace LDA_AQU_ISA
+}  // namespace projection::LDA_AQU_ISA

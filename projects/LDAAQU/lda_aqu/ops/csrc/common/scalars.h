@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <cstring>
 
-namespace LDA_AQU_ISA {
 namespace {
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,7 +34,8 @@ inline BFloat16 narrow<BFloat16, float>(float x) {
 // exp(x) for x <= 0, so written that loops over it become vectors. NaN stays NaN.
 inline float exp_negative(float x) {
     x = x < -87.0f ? -87.0f : x;
-    const float shifted = x * 1.44269504f + 12582912.0f;  // the integer part of x / ln 2 in its low bits
+    // The integer part of x / ln 2 is in its low bits.
+    const float shifted = x * 1.44269504f + 12582912.0f;
     const float n = shifted - 12582912.0f;
     const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
     float y = 1.0f / 5040;
@@ -60,4 +60,3 @@ inline double floor_of(double x) { return __builtin_floor(x); }
 inline double sqrt_of(double x) { return __builtin_sqrt(x); }
 
 }  // namespace
-}  // namespace LDA_AQU_ISA

@@ -1,9 +1,9 @@
-// The gradients: those that output pixels gather, of the query, the offsets and the bias, and then
-// those that they scatter.
+// The gradients of local deformable attention: first those that output pixels gather, of the query,
+// the offsets and the bias, then those that they scatter.
 #pragma once
-#include "attention_scatter.h"
+#include "scatter.h"
 
-namespace LDA_AQU_ISA {
+namespace attention::LDA_AQU_ISA {
 namespace {
 
 // What a thread works with beyond the scratch of its bases.
@@ -14,28 +14,29 @@ struct GatherScratch {
 };
 
 template <typename T>
-struct BackwardKernel : ScatterKernel<T> {
-    using Base = ScatterKernel<T>;
-    using Base::corner;
+struct Backward : Scatter<T> {
+    using Base = Scatter<T>;
     using Base::num_points;
     using Base::p;
+    using Base::table_size;
 
     T* bias_sums;  // (blocks, heads, k², d / heads)
     GatherScratch<T>* gather_scratch;
 
-    BackwardKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {
+    Backward(const Problem& problem, Arena& arena) : Base(problem, arena) {
         bias_sums = arena.take<T>(this->bias ? this->blocks() * num_points * p.depth : 0);
         gather_scratch = arena.take<GatherScratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             GatherScratch<T> s;
-            s.value_dots = arena.take<T>(this->segments() * 4 * corner);
-            s.grad_offsets = arena.take<T>(2 * corner);
+            s.value_dots = arena.take<T>(this->segments() * 4 * table_size);
+            s.grad_offsets = arena.take<T>(2 * table_size);
             if (arena.base) gather_scratch[thread] = s;
         }
     }
 
     template <typename S>
-    void backward() const {
+    void compute() const {
+        this->prepare();
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(dynamic)
         for (int64_t index = 0; index < this->blocks(); ++index) {
             const int thread = omp_get_thread_num();
@@ -45,11 +46,11 @@ struct BackwardKernel : ScatterKernel<T> {
                 for (int64_t i = 0; i < num_points * p.depth; ++i) bias_sum[i] = 0;
             const Block block = this->block_at(index);
             for (int64_t row = 0; row < block.height; ++row) {
-                this->template load_grad_output<S>(block, row, 0, p.channels, scratch.tile,
-                                                   this->tile_stride());
+                this->template load_grad_output<S>(block, row, 0, p.channels, scratch.row,
+                                                   this->row_stride());
                 for (int64_t column = 0; column < block.strips(); ++column)
                     gather(block.strip(row, column), scratch,
-                           scratch.tile + column * kStrip * this->tile_stride(),
+                           scratch.row + column * kStrip * this->row_stride(),
                            gather_scratch[thread], bias_sum);
             }
         }
@@ -57,14 +58,14 @@ struct BackwardKernel : ScatterKernel<T> {
         this->template scatter<S>();
     }
 
-    // The gradients that pixels gather: of their queries, their offsets, their share of the bias'.
-    void gather(const Strip& s, const Scratch<T>& scratch, const T* grad,
-                const GatherScratch<T>& b, T* bias_sum) const {
-        const int64_t kept = this->strip_index(s) * p.heads * corner;
+    // For a strip: its gradients of the query and the offsets, and what it adds to the bias'.
+    void gather(const Strip& s, const Scratch<T>& scratch, const T* grad, const GatherScratch<T>& b,
+                T* bias_sum) const {
+        const int64_t kept = this->strip_index(s) * p.heads * table_size;
         T *const a = this->attention + kept, *const g = this->grad_logits + kept;
         this->attend(s, scratch, a);
-        for (int64_t i = 0; i < p.heads * corner; ++i) g[i] = 0;
-        this->add_point_dots(s, grad, this->tile_stride(), this->value, scratch, b.value_dots, g);
+        for (int64_t i = 0; i < p.heads * table_size; ++i) g[i] = 0;
+        this->add_point_dots(s, grad, this->row_stride(), this->value, scratch, b.value_dots, g);
         softmax_backward(a, g);
         for (int64_t group = 0; group < p.groups; ++group)
             store_grad_offsets(s, group, a, g, scratch, b);
@@ -73,14 +74,14 @@ struct BackwardKernel : ScatterKernel<T> {
         if (this->bias) add_bias_sum(s, q, g, bias_sum);
     }
 
-    // From the gradient g of the attention a to that of the logits, before they are scaled.
+    // Replaces the gradient g of the attention a by that of the logits, not yet scaled.
     void softmax_backward(const T* a, T* g) const {
-        for (int64_t head = 0; head < p.heads; ++head, a += corner, g += corner) {
+        for (int64_t head = 0; head < p.heads; ++head, a += table_size, g += table_size) {
             T mean[kStrip] = {};
-            for (int64_t at = 0; at < corner; at += kStrip)
+            for (int64_t at = 0; at < table_size; at += kStrip)
 #pragma omp simd
                 for (int64_t i = 0; i < kStrip; ++i) mean[i] += a[at + i] * g[at + i];
-            for (int64_t at = 0; at < corner; at += kStrip)
+            for (int64_t at = 0; at < table_size; at += kStrip)
 #pragma omp simd
                 for (int64_t i = 0; i < kStrip; ++i)
                     g[at + i] = a[at + i] * (g[at + i] - mean[i]) * this->scale;
@@ -89,7 +90,7 @@ struct BackwardKernel : ScatterKernel<T> {
 
     void store_grad_offsets(const Strip& s, int64_t group, const T* a, const T* g,
                             const Scratch<T>& scratch, const GatherScratch<T>& b) const {
-        for (int64_t i = 0; i < 2 * corner; ++i) b.grad_offsets[i] = 0;
+        for (int64_t i = 0; i < 2 * table_size; ++i) b.grad_offsets[i] = 0;
         add_grad_offsets(group, p.depth, scratch.key_dots, g, scratch.taps[group], b);
         add_grad_offsets(group, p.channels, b.value_dots, a, scratch.taps[group], b);
         const int64_t* stride = p.grad_offset_strides;
@@ -97,31 +98,31 @@ struct BackwardKernel : ScatterKernel<T> {
                   s.y * stride[4] + s.x * stride[5];
         for (int64_t n = 0; n < num_points; ++n)
             for (int64_t axis = 0; axis < 2; ++axis) {
-                const T* const strip = b.grad_offsets + axis * corner + n * kStrip;
+                const T* const strip = b.grad_offsets + axis * table_size + n * kStrip;
                 T* const row = grad + n * stride[2] + axis * stride[3];
                 for (int64_t i = 0; i < s.width; ++i) row[i * stride[5]] = strip[i];
             }
     }
 
-    // The derivative of a bilinear read by its position, times what the read was weighted with.
+    // b.grad_offsets += factors x the derivative of each tap's bilinear read by its position.
     void add_grad_offsets(int64_t group, int64_t channels, const T* dots, const T* factors,
                           const Taps<T>& taps, const GatherScratch<T>& b) const {
-        for (int64_t at = 0; at < channels; dots += 4 * corner) {
+        for (int64_t at = 0; at < channels; dots += 4 * table_size) {
             const Segment segment = segment_at(at, channels, p);
             at = segment.end;
             if (segment.group != group) continue;
-            const T* const factor = factors + segment.head * corner;
-            for (int64_t point = 0; point < corner; point += kStrip) {
+            const T* const factor = factors + segment.head * table_size;
+            for (int64_t point = 0; point < table_size; point += kStrip) {
                 const T* const dot = dots + 4 * point;
 #pragma omp simd
                 for (int64_t i = 0; i < kStrip; ++i) {
                     const T wy = taps.y[point + i], wx = taps.x[point + i];
                     const T e0 = dot[i], e1 = dot[kStrip + i];
                     const T e2 = dot[2 * kStrip + i], e3 = dot[3 * kStrip + i];
-                    b.grad_offsets[point + i] += factor[point + i] * this->scale_y *
-                                                 ((1 - wx) * (e2 - e0) + wx * (e3 - e1));
-                    b.grad_offsets[corner + point + i] += factor[point + i] * this->scale_x *
-                                                          ((1 - wy) * (e1 - e0) + wy * (e3 - e2));
+                    b.grad_offsets[point + i] +=
+                        factor[point + i] * this->scale_y * ((1 - wx) * (e2 - e0) + wx * (e3 - e1));
+                    b.grad_offsets[table_size + point + i] +=
+                        factor[point + i] * this->scale_x * ((1 - wy) * (e1 - e0) + wy * (e3 - e2));
                 }
             }
         }
@@ -132,8 +133,8 @@ struct BackwardKernel : ScatterKernel<T> {
         for (int64_t at = 0; at < p.depth;) {
             const Segment segment = segment_at(at, p.depth, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            const T* const factor = g + segment.head * corner;
-            const Rows<T> rows = this->rows_of(this->key, s.n, segment);
+            const T* const factor = g + segment.head * table_size;
+            const CornerRows<T> rows = this->rows_of(this->key, s.n, segment);
             this->weigh_taps(taps, factor, scratch.tap_weights);
             for (int64_t i = 0; i < s.width; ++i)
                 weighted_sum<T>(scratch.tap_weights + i, rows, taps.cell + i, num_points,
@@ -154,7 +155,7 @@ struct BackwardKernel : ScatterKernel<T> {
         const int64_t width = p.depth / p.heads;
         for (int64_t head = 0; head < p.heads; ++head)
             for (int64_t n = 0; n < num_points; ++n) {
-                const T* const factor = g + head * corner + n * kStrip;
+                const T* const factor = g + head * table_size + n * kStrip;
                 add_rows(factor, 1, q + head * width, p.depth, s.width, width,
                          bias_sum + (head * num_points + n) * width);
             }
@@ -170,4 +171,4 @@ struct BackwardKernel : ScatterKernel<T> {
 };
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace attention::LDA_AQU_ISA

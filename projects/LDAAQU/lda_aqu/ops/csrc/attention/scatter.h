@@ -1,49 +1,49 @@
-// The gradients of key and value: what output pixels pass on to the input pixels that they read.
+// The gradients of key and value: output pixels add to those of the input pixels that they read.
 //
-// The taps of a block of output pixels are listed by the cell of the input grid that they are in,
-// so that what they pass on to its corners is summed in registers.
+// The taps of a block of output pixels are listed by cell, so that what they add to the cell's
+// corners is summed in registers.
 #pragma once
-#include "attention.h"
+#include "kernel.h"
 
-namespace LDA_AQU_ISA {
+namespace attention::LDA_AQU_ISA {
 namespace {
 
 constexpr int64_t kBlockPixels = kBlockRows * kBlockColumns;
-constexpr int64_t kUnitChannels = 128;  // of the value, and of the key, in a unit of work, at most
-constexpr int64_t kUnitStep = 16;       // between the first channels of units
+constexpr int64_t kUnitChannels = 128;  // of the value, and of the key, in a unit, at most
+constexpr int64_t kUnitStep = kLine;    // their number is a multiple of it
 
-// For each cell of the input grid, the taps of a block that are in it. The number of a tap is its
+// For each cell, the taps of a block that are in it, as a linked list. The number of a tap is its
 // place in (k², kBlockPixels).
 struct CellLists {
-    int32_t* first;  // (bordered pixels): of a cell's list, or -1
-    int32_t* next;   // (k², kBlockPixels): in the list of a tap, or -1
-    int32_t* cells;  // (num_cells): those whose lists are not empty
+    int32_t* first;  // (bordered pixels): the first tap in a cell, or -1
+    int32_t* next;   // (k², kBlockPixels): the tap after a tap in the same cell, or -1
+    int32_t* cells;  // (num_cells): the cells whose lists are not empty
     int64_t num_cells;
 };
 
-// What a thread works with beyond Scratch.
+// What a thread works with beside Scratch.
 template <typename T>
 struct ScatterScratch {
     CellLists lists;
     T* weights;  // (slices of a unit, k², kBlockPixels, 4)
-    T* rows;     // (kBlockPixels, channels of a unit + kPad): output's gradient, query
+    T* rows;  // (kBlockPixels, channels of a unit + kPad): of the output's gradient and the query
 };
 
 template <typename T>
-struct ScatterKernel : Kernel<T> {
+struct Scatter : Kernel<T> {
     using Base = Kernel<T>;
-    using Base::corner;
     using Base::num_points;
     using Base::p;
+    using Base::table_size;
 
-    // Channels of the value, or of the key, and which of a unit's channels they are.
+    // A segment, or a part of one, of the value or of the key.
     struct Slice {
         Segment segment;
         bool is_value;
-        int64_t first;
+        int64_t first;  // of its channels among those of the unit
     };
 
-    // What one thread does: channels of one group, for which it lists the taps once.
+    // What a thread does at a time: slices of one group, for which it lists the taps once.
     struct Unit {
         const Slice* slices;
         int64_t count, group;
@@ -51,13 +51,13 @@ struct ScatterKernel : Kernel<T> {
 
     T *attention, *grad_logits;      // (strips, heads, k², kStrip)
     int64_t unit_values, unit_keys;  // channels of a unit, at most
-    Unit* units;                     // of each image
+    Unit* units;                     // (num_units): the same for each image
     int64_t num_units = 0;
     ScatterScratch<T>* scatter_scratch;
 
-    ScatterKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {
-        attention = arena.take<T>(this->strips() * p.heads * corner);
-        grad_logits = arena.take<T>(this->strips() * p.heads * corner);
+    Scatter(const Problem& problem, Arena& arena) : Base(problem, arena) {
+        attention = arena.take<T>(this->strips() * p.heads * table_size);
+        grad_logits = arena.take<T>(this->strips() * p.heads * table_size);
         cut_into_units(arena);
         scatter_scratch = arena.take<ScatterScratch<T>>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
@@ -74,7 +74,7 @@ struct ScatterKernel : Kernel<T> {
     int64_t weights_size() const { return 4 * num_points * kBlockPixels; }  // of a slice
     int64_t rows_stride() const { return unit_values + unit_keys + kPad; }
 
-    // Into as few as keep the threads busy, for each of them lists all taps of its group.
+    // Into as few units as keep the threads busy, as each of them lists all taps of its group.
     void cut_into_units(Arena& arena) {
         const int64_t values = p.channels / p.groups, keys = p.depth / p.groups;
         const int64_t most = values > keys ? values : keys;
@@ -96,13 +96,13 @@ struct ScatterKernel : Kernel<T> {
             }
     }
 
-    // Whether units leave more than a fifth of the threads' time, where each group has so many.
+    // Whether threads are idle for more than a fifth of the time if groups have so many units each.
     bool wastes_threads(int64_t parts) const {
         const int64_t count = p.batch * p.groups * parts;
         return round_up(count, p.threads) * 4 > count * 5;
     }
 
-    // Those of a unit whose channels begin at this one of the group.
+    // Appends the slices of a unit whose channels begin at channel `begin` of the group.
     Slice* add_slices(int64_t channels, bool is_value, int64_t group, int64_t begin,
                       Slice* slices) const {
         const int64_t width = channels / p.groups;
@@ -124,7 +124,7 @@ struct ScatterKernel : Kernel<T> {
                             scatter_scratch[omp_get_thread_num()]);
     }
 
-    // All that the pixels of image n pass on to the channels of a unit.
+    // The gradients of the channels of a unit in image n.
     template <typename S>
     void scatter_unit(int64_t n, const Unit& unit, ScatterScratch<T>& scratch) const {
         CellLists& lists = scratch.lists;
@@ -139,7 +139,8 @@ struct ScatterKernel : Kernel<T> {
         for (int64_t i = 0; i < unit.count; ++i) store_sums(n, unit.slices[i]);
     }
 
-    // (bordered pixels, channels of a slice): in the place of the map, which is not read any more.
+    // The gradient of a slice, (bordered pixels, channels of the slice), over the copy of the map,
+    // which is not read any more.
     T* sums_of(int64_t n, const Slice& slice) const {
         const GroupedMap<T>& map = slice.is_value ? this->value : this->key;
         return map.data + (n * map.channels + slice.segment.begin) * this->bordered_pixels();
@@ -150,7 +151,7 @@ struct ScatterKernel : Kernel<T> {
         for (int64_t i = 0; i < this->bordered_pixels() * slice.segment.length(); ++i) sums[i] = 0;
     }
 
-    // Lists the taps of a block, with what they weigh and what their pixels pass on.
+    // Lists the taps of a block; fills in scratch.weights and scratch.rows.
     template <typename S>
     void prepare_block(const Block& block, const Unit& unit, ScatterScratch<T>& scratch) const {
         scratch.lists.num_cells = 0;
@@ -164,7 +165,7 @@ struct ScatterKernel : Kernel<T> {
         }
     }
 
-    // What the pixels of a row of a block pass on to the channels of a slice.
+    // The rows of the pixels in a row of a block, for a slice.
     template <typename S>
     void load_rows(const Block& block, int64_t row, const Slice& slice, T* rows) const {
         const Segment& segment = slice.segment;
@@ -187,29 +188,29 @@ struct ScatterKernel : Kernel<T> {
         load_pixels(grad, stride[1], stride[3], block.width, count, rows, row_stride, stride[2]);
     }
 
-    // The taps of a strip whose first pixel has this number in its block.
+    // Lists the taps of a strip whose first pixel has this number in its block.
     void list_taps(const Strip& s, int64_t pixel, const Unit& unit,
                    ScatterScratch<T>& scratch) const {
         const Scratch<T>& shared = this->scratch[omp_get_thread_num()];
         const Taps<T>& taps = shared.taps[unit.group];
         this->place_taps(s, unit.group, taps);
         for (int64_t point = 0; point < num_points; ++point)
-            append(taps.cell + point * kStrip, s.width, point * kBlockPixels + pixel,
-                   scratch.lists);
+            prepend(taps.cell + point * kStrip, s.width, point * kBlockPixels + pixel,
+                    scratch.lists);
         for (int64_t i = 0; i < unit.count; ++i) {
             const Slice& slice = unit.slices[i];
-            const int64_t kept = (this->strip_index(s) * p.heads + slice.segment.head) * corner;
+            const int64_t kept = (this->strip_index(s) * p.heads + slice.segment.head) * table_size;
             const T* const factors = (slice.is_value ? attention : grad_logits) + kept;
             this->weigh_taps(taps, factors, shared.tap_weights);
             T* const weights = scratch.weights + i * weights_size() + 4 * pixel;
             for (int64_t point = 0; point < num_points; ++point)
-                transpose(shared.tap_weights + point * kStrip, corner, 4, kStrip,
+                transpose(shared.tap_weights + point * kStrip, table_size, 4, kStrip,
                           weights + 4 * point * kBlockPixels, 4);
         }
     }
 
-    // Taps with consecutive numbers.
-    static void append(const int32_t* cells, int64_t count, int64_t tap, CellLists& lists) {
+    // Prepends taps with consecutive numbers, from `tap` on, to the lists of their cells.
+    static void prepend(const int32_t* cells, int64_t count, int64_t tap, CellLists& lists) {
         for (int64_t i = 0; i < count; ++i) {
             int32_t& first = lists.first[cells[i]];
             lists.cells[lists.num_cells] = cells[i];
@@ -219,7 +220,7 @@ struct ScatterKernel : Kernel<T> {
         }
     }
 
-    // What the lists pass on to the channels of a slice.
+    // Adds to the gradient of a slice what the listed taps contribute.
     void add_lists(int64_t n, const Slice& slice, const T* weights,
                    const ScatterScratch<T>& scratch) const {
         const CellLists& lists = scratch.lists;
@@ -252,4 +253,4 @@ struct ScatterKernel : Kernel<T> {
 };
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace attention::LDA_AQU_ISA

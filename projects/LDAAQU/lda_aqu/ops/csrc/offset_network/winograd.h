@@ -1,28 +1,30 @@
-// Winograd's minimal filtering of columns: four rows of a convolution with three rows of weights
-// from six products of rows instead of twelve. Along the rows nothing changes.
+// Winograd's minimal filtering of columns: a step computes four rows of a convolution with three
+// rows of weights from six products of rows instead of twelve. Along the rows nothing changes.
 //
 // With six rows d of a map and three rows w of weights, the four of the result are
 // A' [(G w) * (B' d)], where * convolves rows with rows. The gradient of w is G' [(A g) * (B' d)],
 // where g is that of the result and * correlates. Lavin and Gray, "Fast Algorithms for
 // Convolutional Neural Networks", CVPR 2016.
 //
-// Behind it are polynomials, known at 0, ±a, ±b and infinity. In float32 these a and b make the
-// error 1.2 times that of the direct sum (RMS), the customary 1 and 2 make it 1.8 times; in a
-// result it is relative to the largest of the six rows, also of those that the result does not
-// see. All factors but those of G are exact.
+// The matrices evaluate and interpolate polynomials at 0, ±a, ±b and infinity. In float32 these a
+// and b make the error 1.2 times that of the direct sum (RMS), the customary 1 and 2 make it 1.8
+// times. The error of a result is relative to the largest of the step's six rows, also of those
+// that do not enter the result. All factors but those of G are exact.
 #pragma once
-#include "scalars.h"
+#include "../common/scalars.h"
 
-namespace LDA_AQU_ISA {
+namespace offset_network::LDA_AQU_ISA {
 namespace {
 
-constexpr int64_t kTileRows = 4, kProducts = 6;
+constexpr int64_t kStepRows = 4;  // rows of the result that a step computes
+constexpr int64_t kProducts = 6;  // convolutions of transformed rows that it takes
 
 constexpr double kInner = 0.625, kOuter = 1.5;  // a and b
 constexpr double kInnerSquare = kInner * kInner, kOuterSquare = kOuter * kOuter;
 constexpr double kInnerScale = 0.5 / (kInnerSquare * (kInnerSquare - kOuterSquare));
 constexpr double kOuterScale = 0.5 / (kOuterSquare * (kOuterSquare - kInnerSquare));
-constexpr double kWeightTransform[kProducts][3] = {  // G
+constexpr double kWeightTransform[kProducts][3] = {
+    // G
     {1 / (kInnerSquare * kOuterSquare), 0, 0},
     {kInnerScale, kInnerScale * kInner, kInnerScale * kInnerSquare},
     {kInnerScale, -kInnerScale * kInner, kInnerScale * kInnerSquare},
@@ -31,7 +33,7 @@ constexpr double kWeightTransform[kProducts][3] = {  // G
     {0, 0, 1},
 };
 
-// G: weights (channels, 3, count) to those of the products, (kProducts, channels, count).
+// G: from weights (channels, 3, count) to those of the products, (kProducts, channels, count).
 template <typename T>
 inline void transform_weights(const T* weights, int64_t channels, int64_t count, T* out) {
     for (const auto& factors : kWeightTransform)
@@ -43,7 +45,7 @@ inline void transform_weights(const T* weights, int64_t channels, int64_t count,
             }
 }
 
-// G', of the gradients; adds to what is there.
+// G': adds the gradients of the products' weights, transformed back, to those of the weights.
 template <typename T>
 inline void add_weight_grads(const T* grads, int64_t channels, int64_t count, T* out) {
     for (const auto& factors : kWeightTransform)
@@ -53,7 +55,7 @@ inline void add_weight_grads(const T* grads, int64_t channels, int64_t count, T*
                     out[(c * 3 + k) * count + i] += static_cast<T>(factors[k]) * grads[i];
 }
 
-// B': six rows of `count` numbers to the six that are multiplied.
+// B': from six rows of `count` numbers to the six that the products convolve.
 template <typename T>
 inline void transform_rows(const T* const* rows, int64_t count, T* const* out) {
     constexpr T a = kInner, b = kOuter, aa = kInnerSquare, bb = kOuterSquare;
@@ -70,7 +72,7 @@ inline void transform_rows(const T* const* rows, int64_t count, T* const* out) {
     }
 }
 
-// A: four rows of gradients to those of the six products.
+// A: from the gradients of four rows of the result to those of the six products.
 template <typename T>
 inline void transform_grads(const T* const* grads, int64_t count, T* const* out) {
     constexpr T a = kInner, b = kOuter, aa = kInnerSquare, bb = kOuterSquare;
@@ -89,8 +91,8 @@ inline void transform_grads(const T* const* grads, int64_t count, T* const* out)
     }
 }
 
-// A': six products, rows of `count` numbers one after the other, to the four rows of the result in
-// the place of the first four. False if anything in them is not finite.
+// A': replaces the first four of six products, rows of `count` numbers one after the other, by the
+// four rows of the result. False if any number of these is not finite.
 template <typename T>
 inline bool combine_products(T* products, int64_t count) {
     constexpr T a = kInner, b = kOuter, aa = kInnerSquare, bb = kOuterSquare;
@@ -101,10 +103,10 @@ inline bool combine_products(T* products, int64_t count) {
         const T inner_sum = at[count] + at[2 * count], inner_odd = a * (at[count] - at[2 * count]);
         const T outer_sum = at[3 * count] + at[4 * count];
         const T outer_odd = b * (at[3 * count] - at[4 * count]);
-        const T rows[kTileRows] = {at[0] + inner_sum + outer_sum, inner_odd + outer_odd,
+        const T rows[kStepRows] = {at[0] + inner_sum + outer_sum, inner_odd + outer_odd,
                                    aa * inner_sum + bb * outer_sum,
                                    aa * inner_odd + bb * outer_odd + at[5 * count]};
-        for (int64_t row = 0; row < kTileRows; ++row) {
+        for (int64_t row = 0; row < kStepRows; ++row) {
             at[row * count] = rows[row];
             check += 0 * rows[row];
         }
@@ -113,4 +115,4 @@ inline bool combine_products(T* products, int64_t count) {
 }
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace offset_network::LDA_AQU_ISA

@@ -1,9 +1,9 @@
 // GELU and tanh, so written that loops over them become vectors; in double by the C library. NaN
 // stays NaN.
 #pragma once
-#include "scalars.h"
+#include "../common/scalars.h"
 
-namespace LDA_AQU_ISA {
+namespace offset_network::LDA_AQU_ISA {
 namespace {
 
 constexpr float kTailEnd = 6;  // GELU differs from max(x, 0) by less than 1e-8 beyond it
@@ -64,4 +64,4 @@ inline float tanh_of(float x) {
 inline double tanh_of(double x) { return __builtin_tanh(x); }
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace offset_network::LDA_AQU_ISA

@@ -1,60 +1,60 @@
-// The gradients. What a band adds to those of the parameters is kept apart and summed up in the end,
-// band by band, so that the sums do not depend on the threads.
+// The gradients of the offset network. What each band adds to those of the parameters is kept apart
+// and summed up at the end in the order of the bands, so that the sums do not depend on the
+// threads.
 #pragma once
-#include "offset_network.h"
+#include "kernel.h"
 
-namespace LDA_AQU_ISA {
+namespace offset_network::LDA_AQU_ISA {
 namespace {
 
 template <typename T>
-struct OffsetBackward : OffsetKernel<T> {
-    using Base = OffsetKernel<T>;
+struct Backward : Kernel<T> {
+    using Base = Kernel<T>;
     using Base::channels;
     using Base::p;
+    using Base::padded_width;
     using Base::reach;
-    using Base::width;
     static constexpr int64_t lanes = Vector<T, kVectorBytes>::lanes;
 
     struct Scratch {
         Ring<T> query, hidden, normalized;
         Ring<T> grad_predicted;  // before tanh
         Ring<T> grad_depthwise;  // of the depthwise convolution's result
-        T* block;                // (c, kPixels)
-        T* grad_hidden;          // (kProducts, c, width)
+        T* strip;                // (c, kStrip)
+        T* grad_hidden;          // (kProducts, c, padded_width)
         T* grad_query_row;       // (X, c)
-        T* grad_blended;         // (W, c): of a row of the source, of a row of the query
-        Tile<T> hidden_tile, grad_tile;
-        T* sums;                 // (parameters()), the band's
-        T* product_sums;         // (kProducts, c, 3, o), the convolution's
-        T* lane_sums;            // (2 c + o, lanes), from those of the norm on
+        T* grad_blended;         // (W, c): of two rows of the source, interpolated
+        WinogradScratch<T> hidden_winograd, grad_winograd;
+        T* sums;          // (parameters()): of the band
+        T* product_sums;  // (kProducts, c, 3, o): of the products' weights
+        T* lane_sums;     // (2 c + o, lanes): of the last parameters, from the norm's on
     };
-    const int64_t ahead;  // rows that the hidden map is ahead of its gradient
-    Weights<T> weights;    // turned by 180°
-    T* flipped_depthwise;  // (c, 3, 3), likewise
+    const int64_t lead;    // by how many rows the hidden map is computed before its gradient
+    Weights<T> weights;    // with windows rotated by 180°
+    T* rotated_depthwise;  // (c, 3, 3): the depthwise weights, rotated by 180°
     T* band_sums;          // (bands(), parameters())
     T* source_sums;        // (bands(), source_rows(), W, c): gradients of the source
     Scratch* scratch;
 
-    OffsetBackward(const OffsetProblem& problem, Arena& arena)
-        : Base(problem), ahead(reach > 1 ? reach : 1) {
+    Backward(const Problem& problem, Arena& arena) : Base(problem), lead(reach > 1 ? reach : 1) {
         weights = this->take_weights(arena, p.outputs, channels);
-        flipped_depthwise = arena.take<T>(channels * 9);
+        rotated_depthwise = arena.take<T>(channels * 9);
         band_sums = arena.take<T>(this->bands() * parameters());
         source_sums = arena.take<T>(this->bands() * source_sums_size());
         scratch = arena.take<Scratch>(p.threads);
         for (int64_t thread = 0; thread < p.threads; ++thread) {
             Scratch s;
-            s.query = this->take_ring(arena, ahead + kTileRows + 2, channels);
-            s.hidden = this->take_ring(arena, reach + ahead + kTileRows, channels);
-            s.normalized = this->take_ring(arena, ahead + kTileRows, channels + 1);
-            s.grad_predicted = this->take_ring(arena, p.kernel_size + kTileRows - 1, p.outputs);
-            s.grad_depthwise = this->take_ring(arena, kTileRows + 2, channels);
-            s.block = arena.take<T>(channels * kPixels);
-            s.grad_hidden = arena.take<T>(kProducts * channels * width);
-            s.grad_query_row = arena.take<T>(p.in_width ? p.width * channels : 0);
-            s.grad_blended = arena.take<T>(p.in_width * channels);
-            s.hidden_tile = this->take_tile(arena, channels);
-            s.grad_tile = this->take_tile(arena, p.outputs);
+            s.query = this->take_ring(arena, lead + kStepRows + 2, channels);
+            s.hidden = this->take_ring(arena, reach + lead + kStepRows, channels);
+            s.normalized = this->take_ring(arena, lead + kStepRows, channels + 1);
+            s.grad_predicted = this->take_ring(arena, p.kernel_size + kStepRows - 1, p.outputs);
+            s.grad_depthwise = this->take_ring(arena, kStepRows + 2, channels);
+            s.strip = arena.take<T>(channels * kStrip);
+            s.grad_hidden = arena.take<T>(kProducts * channels * padded_width);
+            s.grad_query_row = arena.take<T>(p.source_width ? p.width * channels : 0);
+            s.grad_blended = arena.take<T>(p.source_width * channels);
+            s.hidden_winograd = this->take_winograd_scratch(arena, channels);
+            s.grad_winograd = this->take_winograd_scratch(arena, p.outputs);
             s.product_sums = arena.take<T>(product_sums_size());
             s.lane_sums = arena.take<T>(num_lane_sums() * lanes);
             if (arena.base) scratch[thread] = s;
@@ -69,11 +69,11 @@ struct OffsetBackward : OffsetKernel<T> {
     int64_t parameters() const { return bias_at() + p.outputs; }
     int64_t product_sums_size() const { return this->products() * channels * 3 * p.outputs; }
     int64_t num_lane_sums() const { return parameters() - norm_at(); }
-    int64_t source_rows() const { return this->row_axis.reach(kBandRows); }
-    int64_t source_sums_size() const { return source_rows() * p.in_width * channels; }
+    int64_t source_rows() const { return this->row_axis.source_pixels(kBandRows); }
+    int64_t source_sums_size() const { return source_rows() * p.source_width * channels; }
 
     template <typename S>
-    void run() const {
+    void compute() const {
         pack_weights();
 #pragma omp parallel num_threads(static_cast<int>(p.threads))
         {
@@ -104,35 +104,36 @@ struct OffsetBackward : OffsetKernel<T> {
     }
 
     void pack_weights() const {
-        const int64_t taps = p.kernel_size * p.kernel_size;
+        const int64_t window = p.kernel_size * p.kernel_size;
         for (int64_t o = 0; o < p.outputs; ++o)
             for (int64_t c = 0; c < channels; ++c)
-                for (int64_t tap = 0; tap < taps; ++tap)
-                    weights.direct[(o * taps + taps - 1 - tap) * channels + c] =
-                        this->conv_weight[(o * channels + c) * taps + tap];
+                for (int64_t i = 0; i < window; ++i)
+                    weights.direct[(o * window + window - 1 - i) * channels + c] =
+                        this->conv_weight[(o * channels + c) * window + i];
         if (this->products())
             transform_weights(weights.direct, p.outputs, 3 * channels, weights.transformed);
         for (int64_t c = 0; c < channels; ++c)
-            for (int64_t tap = 0; tap < 9; ++tap)
-                flipped_depthwise[c * 9 + 8 - tap] = this->depthwise[c * 9 + tap];
+            for (int64_t i = 0; i < 9; ++i)
+                rotated_depthwise[c * 9 + 8 - i] = this->depthwise[c * 9 + i];
     }
 
-    // The gradient of the depthwise convolution's result is needed one row beyond the band, too.
+    // The gradient of the depthwise convolution's result is needed one row beyond the band on
+    // either side: the rows inside it pass it on to the query through a 3 x 3 window.
     template <typename S>
     void run_band(const Band& band, const Scratch& s) const {
         T* const sums = source_sums + band.index * source_sums_size();
         for (int64_t i = 0; i < source_sums_size(); ++i) sums[i] = 0;
-        for (int64_t y = band.first - ahead - 1; y <= band.end + ahead + 1; ++y) {
+        for (int64_t y = band.first - lead - 1; y <= band.end + lead + 1; ++y) {
             this->template load_query<S>(band, y, s.query);
-            if (y > band.first - ahead)
-                this->compute_hidden(y - 1, s.query, s.block, s.hidden, &s.normalized);
-            const int64_t at = y - 1 - ahead;
+            if (y > band.first - lead)
+                this->compute_hidden(y - 1, s.query, s.strip, s.hidden, &s.normalized);
+            const int64_t at = y - 1 - lead;
             if (at + reach >= band.first - 1 - reach) load_grad(band, at + reach, s.grad_predicted);
             if (at < band.first - 1) continue;
             if (band.has(at))
-                if (const int64_t rows = this->rows_of_tile(at, band.first, band.end))
+                if (const int64_t rows = this->rows_of_step(at, band.first, band.end))
                     add_convolution_sums(at + 1 - rows, rows, s);
-            if (const int64_t rows = this->rows_of_tile(at, band.first - 1, band.end + 1))
+            if (const int64_t rows = this->rows_of_step(at, band.first - 1, band.end + 1))
                 backward_rows<S>(band, at + 1 - rows, rows, s);
         }
     }
@@ -154,32 +155,32 @@ struct OffsetBackward : OffsetKernel<T> {
     void add_convolution_sums(int64_t first, int64_t count, const Scratch& s) const {
         for (int64_t i = 0; i < count; ++i)
             for (int64_t o = 0; o < p.outputs; ++o)
-                add_lanes(s.grad_predicted.row(first + i) + o * s.grad_predicted.stride, width,
-                          s.lane_sums + (2 * channels + o) * lanes);
-        if (this->has_products(count)) return add_product_sums(first, s);
-        const T** const rows = s.hidden_tile.addresses;
+                add_lanes(s.grad_predicted.row(first + i) + o * s.grad_predicted.stride,
+                          padded_width, s.lane_sums + (2 * channels + o) * lanes);
+        if (this->is_winograd_step(count)) return add_product_sums(first, s);
+        const T** const rows = s.hidden_winograd.addresses;
         for (int64_t i = 0; i < count; ++i) {
-            this->find_rows(s.hidden, first + i, rows);
-            correlate<T, kCorrelated>(rows, channels * p.kernel_size, p.kernel_size,
-                                      s.grad_predicted.row(first + i), s.grad_predicted.stride,
-                                      p.outputs, p.width, s.sums);
+            this->find_addresses(s.hidden, first + i, rows);
+            correlate<T, kCorrelatedOutputs>(rows, channels * p.kernel_size, p.kernel_size,
+                                             s.grad_predicted.row(first + i),
+                                             s.grad_predicted.stride, p.outputs, p.width, s.sums);
         }
     }
 
     void add_product_sums(int64_t first, const Scratch& s) const {
-        const Ring<T>&hidden = s.hidden_tile.rows, &grads = s.grad_tile.rows;
-        this->transform_tile(s.hidden, first, hidden);
-        const T* sources[kTileRows];
+        const Ring<T>&hidden = s.hidden_winograd.rows, &grads = s.grad_winograd.rows;
+        this->transform_step(s.hidden, first, hidden);
+        const T* sources[kStepRows];
         T* targets[kProducts];
-        for (int64_t i = 0; i < kTileRows; ++i) sources[i] = s.grad_predicted.whole_row(first + i);
+        for (int64_t i = 0; i < kStepRows; ++i) sources[i] = s.grad_predicted.whole_row(first + i);
         for (int64_t i = 0; i < kProducts; ++i) targets[i] = grads.whole_row(i);
         transform_grads(sources, grads.row_size(), targets);
 
         T* sums = s.product_sums;
         for (int64_t i = 0; i < kProducts; ++i, sums += channels * 3 * p.outputs) {
-            this->find_products(s.hidden_tile, i);
-            correlate<T, kCorrelated>(s.hidden_tile.addresses, channels, 3, grads.row(i),
-                                      grads.stride, p.outputs, p.width, sums);
+            this->find_product_addresses(s.hidden_winograd, i);
+            correlate<T, kCorrelatedOutputs>(s.hidden_winograd.addresses, channels, 3, grads.row(i),
+                                             grads.stride, p.outputs, p.width, sums);
         }
     }
 
@@ -189,13 +190,14 @@ struct OffsetBackward : OffsetKernel<T> {
             for (int64_t lane = 0; lane < lanes; ++lane) sums[lane] += values[i + lane];
     }
 
-    // From the gradient of the prediction back to that of the query.
+    // From the gradients of a step's rows of the prediction to those of the query.
     template <typename S>
     void backward_rows(const Band& band, int64_t first, int64_t count, const Scratch& s) const {
-        this->template convolve_rows<kConvolvedBack>(s.grad_predicted, first, count, weights,
-                                                     channels, s.grad_tile, s.grad_hidden);
+        this->template convolve_rows<kBackwardOutputs>(s.grad_predicted, first, count, weights,
+                                                       channels, s.grad_winograd, s.grad_hidden);
         for (int64_t i = 0; i < count; ++i)
-            backward_row(first + i, band.has(first + i), s.grad_hidden + i * channels * width, s);
+            backward_row(first + i, band.has(first + i),
+                         s.grad_hidden + i * channels * padded_width, s);
         for (int64_t y = first; y < first + count; ++y) {
             if (y <= band.first) continue;
             compute_grad_query(y - 1, s);
@@ -206,28 +208,29 @@ struct OffsetBackward : OffsetKernel<T> {
         }
     }
 
-    // Back to that of the depthwise convolution's result.
+    // From the gradient of a row of the hidden map to that of the depthwise convolution's result.
     void backward_row(int64_t y, bool is_own, T* grad_hidden_row, const Scratch& s) const {
         if (this->is_outside(y)) return s.grad_depthwise.clear(y);
         for (int64_t c = 0; c < channels; ++c)
-            for (int64_t x = p.width; x < width; ++x) grad_hidden_row[c * width + x] = 0;
+            for (int64_t x = p.width; x < padded_width; ++x)
+                grad_hidden_row[c * padded_width + x] = 0;
 
         const int64_t stride = s.grad_depthwise.stride;
         const T* const normalized_row = s.normalized.row(y);
         T* const out_row = s.grad_depthwise.row(y);
         const T inverse = 1 / static_cast<T>(channels);
-        for (int64_t x = 0; x < width; x += kPixels) {
+        for (int64_t x = 0; x < padded_width; x += kStrip) {
             const T* const normalized = normalized_row + x;
             const T* const deviation = normalized + channels * s.normalized.stride;
             T* const out = out_row + x;
-            T mean[kPixels] = {}, moment[kPixels] = {};
+            T mean[kStrip] = {}, moment[kStrip] = {};
             for (int64_t c = 0; c < channels; ++c) {
                 const T weight = this->norm_weight[c], bias = this->norm_bias[c];
                 const T* const z = normalized + c * s.normalized.stride;
-                const T* const grad_hidden = grad_hidden_row + c * width + x;
-                T grad_bias[kPixels], grad_weight[kPixels];
+                const T* const grad_hidden = grad_hidden_row + c * padded_width + x;
+                T grad_bias[kStrip], grad_weight[kStrip];
 #pragma omp simd
-                for (int64_t i = 0; i < kPixels; ++i) {
+                for (int64_t i = 0; i < kStrip; ++i) {
                     grad_bias[i] = grad_hidden[i] * gelu_slope(z[i] * weight + bias);
                     grad_weight[i] = grad_bias[i] * z[i];
                     mean[i] += weight * grad_bias[i];
@@ -235,11 +238,11 @@ struct OffsetBackward : OffsetKernel<T> {
                     out[c * stride + i] = weight * grad_bias[i];
                 }
                 if (is_own) {
-                    add_lanes(grad_weight, kPixels, s.lane_sums + c * lanes);
-                    add_lanes(grad_bias, kPixels, s.lane_sums + (channels + c) * lanes);
+                    add_lanes(grad_weight, kStrip, s.lane_sums + c * lanes);
+                    add_lanes(grad_bias, kStrip, s.lane_sums + (channels + c) * lanes);
                 }
             }
-            for (int64_t i = 0; i < kPixels; ++i) {
+            for (int64_t i = 0; i < kStrip; ++i) {
                 mean[i] *= inverse;
                 moment[i] *= inverse;
             }
@@ -247,7 +250,7 @@ struct OffsetBackward : OffsetKernel<T> {
                 const T* const z = normalized + c * s.normalized.stride;
                 T* const grad = out + c * stride;
 #pragma omp simd
-                for (int64_t i = 0; i < kPixels; ++i)
+                for (int64_t i = 0; i < kStrip; ++i)
                     grad[i] = deviation[i] * (grad[i] - mean[i] - z[i] * moment[i]);
             }
         }
@@ -262,14 +265,15 @@ struct OffsetBackward : OffsetKernel<T> {
         }
     }
 
-    // A row of it, in the place of `grad_hidden`, which is not needed any more.
+    // A row of the query's gradient, (c, padded_width), over `grad_hidden`, which is not read any
+    // more.
     void compute_grad_query(int64_t y, const Scratch& s) const {
         const Ring<T>& grads = s.grad_depthwise;
         const T* const rows[3] = {grads.row(y - 1), grads.row(y), grads.row(y + 1)};
         for (int64_t c = 0; c < channels; ++c)
-            for (int64_t x = 0; x < width; x += kPixels)
-                this->convolve_depthwise(rows, c * grads.stride + x, flipped_depthwise + c * 9,
-                                         s.grad_hidden + c * width + x);
+            for (int64_t x = 0; x < padded_width; x += kStrip)
+                this->convolve_depthwise(rows, c * grads.stride + x, rotated_depthwise + c * 9,
+                                         s.grad_hidden + c * padded_width + x);
     }
 
     template <typename S>
@@ -277,25 +281,25 @@ struct OffsetBackward : OffsetKernel<T> {
         const int64_t* stride = p.grad_query_strides;
         S* map = static_cast<S*>(p.grad_query) + band.n * stride[0] +
                  band.group * channels * stride[1] + y * stride[2];
-        // As in `load_query`, channels and pixels change places.
+        // As in `load_query`, channels and pixels are exchanged.
         if constexpr (std::is_same_v<S, T>)
-            if (stride[1] == 1) return turn_over(s.grad_hidden, map, stride[3]);
-        store_pixels(s.grad_hidden, width, channels, p.width, map, stride[3], stride[1]);
+            if (stride[1] == 1) return to_pixels(s.grad_hidden, map, stride[3]);
+        store_pixels(s.grad_hidden, padded_width, channels, p.width, map, stride[3], stride[1]);
     }
 
-    // (c, width) to (X, c).
-    void turn_over(const T* planes, T* pixels, int64_t stride) const {
-        for (int64_t x = 0; x < p.width; x += kPixels)
-            transpose(planes + x, width, channels, min(kPixels, p.width - x), pixels + x * stride,
-                      stride);
+    // From (c, padded_width) to (X, c).
+    void to_pixels(const T* planes, T* pixels, int64_t stride) const {
+        for (int64_t x = 0; x < p.width; x += kStrip)
+            transpose(planes + x, padded_width, channels, min(kStrip, p.width - x),
+                      pixels + x * stride, stride);
     }
 
     template <typename S>
     void add_grad_source(const Band& band, int64_t y, const Scratch& s) const {
-        turn_over(s.grad_hidden, s.grad_query_row, channels);
+        to_pixels(s.grad_hidden, s.grad_query_row, channels);
         const S* known = static_cast<const S*>(p.grad_resized) +
                          (band.n * p.height + y) * p.width * p.depth + band.group * channels;
-        const int64_t size = p.in_width * channels;
+        const int64_t size = p.source_width * channels;
         for (int64_t i = 0; i < size; ++i) s.grad_blended[i] = 0;
         for (int64_t x = 0; x < p.width; ++x, known += p.depth) {
             T* const grad = s.grad_query_row + x * channels;
@@ -314,13 +318,13 @@ struct OffsetBackward : OffsetKernel<T> {
                              sums + (across.upper - first) * size);
     }
 
-    // Neighbouring bands share rows of the source.
+    // Sums up the bands' gradients of the source: neighbouring bands share rows of it.
     template <typename S>
     void sum_source() const {
-        const int64_t size = p.in_width * channels, maps = p.batch * p.groups;
+        const int64_t size = p.source_width * channels, maps = p.batch * p.groups;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
-        for (int64_t row = 0; row < maps * p.in_height; ++row) {
-            const int64_t map = row / p.in_height, y = row % p.in_height;
+        for (int64_t row = 0; row < maps * p.source_height; ++row) {
+            const int64_t map = row / p.source_height, y = row % p.source_height;
             T* const total = scratch[omp_get_thread_num()].grad_blended;
             for (int64_t i = 0; i < size; ++i) total[i] = 0;
             for (int64_t index = 0; index < this->bands_per_map(); ++index) {
@@ -331,9 +335,9 @@ struct OffsetBackward : OffsetKernel<T> {
                 for (int64_t i = 0; i < size; ++i) total[i] += sums[i];
             }
             S* out = static_cast<S*>(p.grad_query) +
-                     (map / p.groups * p.in_height + y) * p.in_width * p.depth +
+                     (map / p.groups * p.source_height + y) * p.source_width * p.depth +
                      map % p.groups * channels;
-            for (int64_t x = 0; x < p.in_width; ++x, out += p.depth)
+            for (int64_t x = 0; x < p.source_width; ++x, out += p.depth)
                 for (int64_t c = 0; c < channels; ++c)
                     out[c] = narrow<S, T>(total[x * channels + c]);
         }
@@ -342,13 +346,14 @@ struct OffsetBackward : OffsetKernel<T> {
     void sum_bands() const {
         T* const total = band_sums;
         for (int64_t band = 1; band < this->bands(); ++band)
-            for (int64_t i = 0; i < parameters(); ++i) total[i] += band_sums[band * parameters() + i];
+            for (int64_t i = 0; i < parameters(); ++i)
+                total[i] += band_sums[band * parameters() + i];
 
-        const int64_t taps = channels * p.kernel_size * p.kernel_size;
+        const int64_t inputs = channels * p.kernel_size * p.kernel_size;
         T* const grad_weight = static_cast<T*>(p.grad_conv_weight);
         for (int64_t o = 0; o < p.outputs; ++o)
-            for (int64_t tap = 0; tap < taps; ++tap)
-                grad_weight[o * taps + tap] = total[tap * p.outputs + o];
+            for (int64_t i = 0; i < inputs; ++i)
+                grad_weight[o * inputs + i] = total[i * p.outputs + o];
         copy(total + conv_size(), channels * 9, p.grad_depthwise);
         copy(total + norm_at(), channels, p.grad_norm_weight);
         copy(total + norm_at() + channels, channels, p.grad_norm_bias);
@@ -361,4 +366,4 @@ struct OffsetBackward : OffsetKernel<T> {
 };
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace offset_network::LDA_AQU_ISA

@@ -1,18 +1,19 @@
-// What the kernels are given. Mirrored, field by field, by Problem in ../cpp/attention.py.
+// What the kernels are given. Mirrored, field by field, by AttentionProblem in
+// ../../cpp/attention.py.
 #pragma once
 #include <cstdint>
 
-enum Dtype : int64_t { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+namespace attention {
 
 // Dense tensors are channels-last: query (N, Y, X, d), and the gradients of query and key.
-// Strides are in elements. T is float, or double where `output_dtype` is kFloat64; only the output
-// and its gradient have the dtype `output_dtype`.
+// Strides are in elements. T is float, or double where `dtype` is kFloat64; only the output and its
+// gradient have the dtype `dtype`.
 struct Problem {
     int64_t batch, depth, channels, heads, groups, kernel_size;
     int64_t in_height, in_width, out_height, out_width;
-    int64_t threads, output_dtype;
+    int64_t threads, dtype;
     int64_t offset_strides[6];       // (N, g, k², 2, Y, X)
-    int64_t grad_offset_strides[6];  // likewise
+    int64_t grad_offset_strides[6];  // (N, g, k², 2, Y, X)
     int64_t key_strides[4];          // (N, d, H, W)
     int64_t value_strides[4];        // (N, C, H, W)
     int64_t output_strides[4];       // (N, C, Y, X), of the output and of its gradient
@@ -24,3 +25,5 @@ struct Problem {
     void *grad_query, *grad_key, *grad_value, *grad_offsets, *grad_bias;  // as their tensors
     void* workspace;
 };
+
+}  // namespace attention

@@ -1,21 +1,22 @@
-// The output.
+// The output of local deformable attention.
 #pragma once
-#include "attention.h"
+#include "kernel.h"
 
-namespace LDA_AQU_ISA {
+namespace attention::LDA_AQU_ISA {
 namespace {
 
 template <typename T>
-struct ForwardKernel : Kernel<T> {
+struct Forward : Kernel<T> {
     using Base = Kernel<T>;
-    using Base::corner;
     using Base::num_points;
     using Base::p;
+    using Base::table_size;
 
-    ForwardKernel(const Problem& problem, Arena& arena) : Base(problem, arena) {}
+    Forward(const Problem& problem, Arena& arena) : Base(problem, arena) {}
 
     template <typename S>
-    void forward() const {
+    void compute() const {
+        this->prepare();
         const int64_t* stride = p.output_strides;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(dynamic)
         for (int64_t index = 0; index < this->blocks(); ++index) {
@@ -25,11 +26,11 @@ struct ForwardKernel : Kernel<T> {
                 for (int64_t column = 0; column < block.strips(); ++column) {
                     const Strip s = block.strip(row, column);
                     this->attend(s, scratch, scratch.attention);
-                    sum_values(s, scratch, scratch.tile + column * kStrip * this->tile_stride());
+                    sum_values(s, scratch, scratch.row + column * kStrip * this->row_stride());
                 }
                 S* out = static_cast<S*>(p.output) + block.n * stride[0] +
                          (block.y + row) * stride[2] + block.x * stride[3];
-                store_pixels(scratch.tile, this->tile_stride(), block.width, p.channels, out,
+                store_pixels(scratch.row, this->row_stride(), block.width, p.channels, out,
                              stride[1], stride[3]);
             }
         }
@@ -39,16 +40,16 @@ struct ForwardKernel : Kernel<T> {
         for (int64_t at = 0; at < p.channels;) {
             const Segment segment = segment_at(at, p.channels, p);
             const Taps<T>& taps = scratch.taps[segment.group];
-            const Rows<T> rows = this->rows_of(this->value, s.n, segment);
-            this->weigh_taps(taps, scratch.attention + segment.head * corner,
+            const CornerRows<T> rows = this->rows_of(this->value, s.n, segment);
+            this->weigh_taps(taps, scratch.attention + segment.head * table_size,
                              scratch.tap_weights);
             for (int64_t i = 0; i < s.width; ++i)
                 weighted_sum<T>(scratch.tap_weights + i, rows, taps.cell + i, num_points,
-                                segment.length(), out + i * this->tile_stride() + at);
+                                segment.length(), out + i * this->row_stride() + at);
             at = segment.end;
         }
     }
 };
 
 }  // namespace
-}  // namespace LDA_AQU_ISA
+}  // namespace attention::LDA_AQU_ISA
