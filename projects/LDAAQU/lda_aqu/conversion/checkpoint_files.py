@@ -25,6 +25,8 @@ def read_checkpoint(path: Path, key: str, trusted: bool = False) -> dict[str, An
             under ``key``.
     """
     file = f"checkpoint {str(path)!r}"
+    if not path.is_file():
+        raise InputError(f"{file} does not exist")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
     # Whatever is raised while bytes of any origin are parsed says that they are no checkpoint.
