@@ -13,7 +13,6 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from lda_aqu.evaluation import PanopticEvaluator
-from lda_aqu.evaluation.panoptic import id2rgb
 from PIL import Image
 from torch import distributed
 
@@ -347,15 +346,6 @@ def test_tables_name_groups_and_classes(register_dataset, caplog):
         evaluate(register_dataset([truth]), {0: truth})
     for word in ("All", "Things", "Stuff", "#classes", *NAMES.values()):
         assert word in caplog.text, word
-
-
-def test_id2rgb():
-    ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
-    assert id2rgb(ids).dtype == np.uint8
-    assert id2rgb(ids).tolist() == [
-        [[0, 0, 0], [1, 0, 0], [255, 0, 0]],
-        [[0, 1, 0], [0, 0, 1], [255, 255, 255]],
-    ]
 
 
 def evaluate_share(root: Path, predictions: dict[int, Panoptic]) -> None:

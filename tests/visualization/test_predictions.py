@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
+from lda_aqu.data.label_files import UnreadableImageError
 from lda_aqu.errors import InputError
 from lda_aqu.visualization import draw_ground_truth, draw_predictions
-from lda_aqu.visualization.image_files import UnreadableImageError
 from lda_aqu.visualization.predictions import MIN_SIDE, OPACITY
 from PIL import Image
 

@@ -20,19 +20,12 @@ from hotcoco.panoptic import PanopticEval
 from PIL import Image
 from tabulate import tabulate
 
+from ..data.panoptic_files import id2rgb
+
 logger = logging.getLogger(__name__)
 
 MEASURES = ("PQ", "SQ", "RQ")
 GROUPS = {"": "All", "_th": "Things", "_st": "Stuff"}
-
-
-def id2rgb(ids: np.ndarray) -> np.ndarray:
-    """Segment ids (H, W), from 0 to 2**24 - 1, as the colours of COCO's panoptic PNGs.
-
-    Returns:
-        (H, W, 3) uint8; the id is R + 256 G + 65536 B.
-    """
-    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
 
 
 class PanopticEvaluator(DatasetEvaluator):

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
-from PIL import Image
 
+from ..data.label_files import UNREADABLE, UnreadableImageError, image_size
 from ..errors import InputError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CONTACT_SHEET = Path("contact_sheet.png")
-
-
-class UnreadableImageError(InputError):
-    """An image file that is missing, cut short, or no image at all."""
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -78,8 +74,8 @@ def read_image_file(path: str, format: str | None) -> np.ndarray:
     Raises:
         UnreadableImageError: naming the file and what is wrong with it.
     """
+    image_size(path)
     try:
         return read_image(path, format)
-    # What Pillow's decoders raise on damaged files of the common formats.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+    except UNREADABLE as error:
+        raise UnreadableImageError(f"image file {path!r} cannot be read: {error}") from error

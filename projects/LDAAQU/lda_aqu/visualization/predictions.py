@@ -17,8 +17,10 @@ from detectron2.structures import BitMasks, BoxMode, Instances, polygons_to_bitm
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.label_files import UnreadableImageError
+from ..data.panoptic_files import rgb2id
 from ..errors import InputError
-from .image_files import UnreadableImageError, read_image_file
+from .image_files import read_image_file
 
 MIN_SIDE = 360  # pixels
 OPACITY = 0.5
@@ -107,8 +109,7 @@ def draw_ground_truth(
     things, stuff = _NO_THINGS, None
     if kind == "panoptic_seg" and "pan_seg_file_name" in dataset_dict:
         rgb = _read_labels(dataset_dict["pan_seg_file_name"], image)
-        segment_ids = rgb.astype(np.int32) @ np.array([1, 256, 256**2], dtype=np.int32)
-        things, stuff = _split_segments(segment_ids, dataset_dict["segments_info"])
+        things, stuff = _split_segments(rgb2id(rgb), dataset_dict["segments_info"])
     elif kind == "panoptic_seg" and {"annotations", "sem_seg_file_name"} <= dataset_dict.keys():
         things = _from_annotations(dataset_dict["annotations"], image)
         stuff = _read_labels(dataset_dict["sem_seg_file_name"], image)
