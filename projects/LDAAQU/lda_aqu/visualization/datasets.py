@@ -5,7 +5,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
-from ..engine.data_checks import check_dataset_name, load_records
+from ..data.records import check_dataset_name, load_records
 
 
 def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]:
