@@ -1,6 +1,7 @@
 """Checking many items in child processes, so that what dies there, as C libraries do, is named."""
 
 import ctypes
+import faulthandler
 import logging
 import math
 import multiprocessing
@@ -110,6 +111,7 @@ def check_each(
 def _confine() -> None:
     """Prepare a child for what may be wrong with the items."""
     logging.disable()
+    faulthandler.disable()
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     sys.stdout = sys.stderr = nowhere = open(os.devnull, "w")  # noqa: SIM115
     for stream in (1, 2):  # what libraries print while they work, or die

@@ -83,18 +83,18 @@ def check_object(record: Record, annotation: dict[str, Any], mask_format: str | 
         raise InputError("it has no mask: give it one, or set MODEL.MASK_ON False")
     if mask_format == "polygon" and isinstance(mask, dict):
         raise InputError("its mask is an RLE: set INPUT.MASK_FORMAT bitmask")
+    if mask_format and isinstance(mask, list) and not np.isfinite(np.concatenate(mask)).all():
+        raise InputError("its polygons have coordinates that are not finite")
     used = {key: annotation[key] for key in ("bbox", "bbox_mode", "category_id")}
     used |= {"segmentation": mask} if mask_format else {}
     used = transform_instance_annotations(used, TransformList([]), size)
     instances = annotations_to_instances([used], size, mask_format or "polygon")
-    if not mask_format:
-        return
-    instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, _MASK_SIDE)
+    if mask_format == "polygon":
+        instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, _MASK_SIDE)
     # A decoder leaves what the runs do not reach as the memory was.
-    if isinstance(mask, dict) and np.count_nonzero(used["segmentation"]) != mask_util.area(mask):
+    decoded = used.get("segmentation")
+    if isinstance(decoded, np.ndarray) and np.count_nonzero(decoded) != mask_util.area(mask):
         raise InputError("its RLE has fewer pixels than its size")
-    if isinstance(mask, list) and not np.isfinite(np.concatenate(mask)).all():
-        raise InputError("its polygons have coordinates that are not finite")
 
 
 def object_name(record: Record, annotation: dict[str, Any]) -> str:

@@ -5,10 +5,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
-from ..data.records import check_dataset_name, load_records
+from ..data.check_each import check_each
+from ..data.records import Record, check_dataset_name, check_object, load_records, object_name
+
+SECONDS = 30
 
 
-def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]:
+def load_dataset(name: str, where: str) -> tuple[list[Record], Metadata]:
     """Load a dataset: its images with their labels, in Detectron2's format, and its metadata.
 
     Args:
@@ -16,10 +19,19 @@ def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]
         where: the option or config key that gave the name, for messages.
 
     Raises:
-        InputError: it is not registered, or its files cannot be read.
+        InputError: it is not registered, or its files cannot be read, or an annotation cannot be
+            drawn; of a large dataset only as many are tried as SECONDS allow.
     """
     check_dataset_name(name, where)
-    return load_records(name), MetadataCatalog.get(name)
+    records = load_records(name)
+
+    def check(item: tuple[Record, dict[str, Any]]) -> None:
+        record, annotation = item
+        check_object(record, annotation, "bitmask" if annotation.get("segmentation") else None)
+
+    objects = [(record, a) for record in records for a in record.get("annotations", ())]
+    check_each("annotations", objects, check, lambda item: object_name(*item), seconds=SECONDS)
+    return records, MetadataCatalog.get(name)
 
 
 def class_metadata(cfg: CfgNode) -> Metadata:
@@ -29,7 +41,7 @@ def class_metadata(cfg: CfgNode) -> Metadata:
     metadata is empty, and classes have no names.
 
     Raises:
-        InputError: see :func:`load_dataset`.
+        InputError: the dataset is not registered, or its files cannot be read.
     """
     if not cfg.DATASETS.TEST:
         return MetadataCatalog.get("__unnamed_classes")
@@ -37,4 +49,6 @@ def class_metadata(cfg: CfgNode) -> Metadata:
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") or metadata.get("stuff_classes"):
         return metadata
-    return load_dataset(name, "DATASETS.TEST")[1]
+    check_dataset_name(name, "DATASETS.TEST")
+    load_records(name)
+    return metadata

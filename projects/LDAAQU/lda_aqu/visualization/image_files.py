@@ -1,10 +1,13 @@
 """The image files to draw, and the names of the pictures made from them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
 
 from ..data.label_files import UNREADABLE, UnreadableImageError, image_size
@@ -59,6 +62,24 @@ def picture_names(files: Sequence[str]) -> list[Path]:
     if len({*names, CONTACT_SHEET}) <= len(names):
         names = [image.with_name(image.name + ".png") for image in images]
     return names
+
+
+def build_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The mapper of an evaluation, from a dataset dict to the input of the model.
+
+    It raises an UnreadableImageError, naming the file, where the image cannot be prepared.
+    """
+    mapper = DatasetMapper(cfg, is_train=False)
+
+    def prepare(dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return mapper(dataset_dict)
+        except UNREADABLE as error:
+            raise UnreadableImageError(
+                f"image file {dataset_dict['file_name']!r} cannot be prepared: {error}"
+            ) from error
+
+    return prepare
 
 
 def read_image_file(path: str, format: str | None) -> np.ndarray:

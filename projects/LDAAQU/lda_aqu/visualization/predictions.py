@@ -1,7 +1,8 @@
 """What a model predicts for an image, drawn on it, and the ground truth drawn the same way.
 
 Images are RGB, uint8, (H, W, 3), and so are the pictures, except that small images are enlarged s
-times, s the least integer that brings the shorter side to ``MIN_SIDE``, so that labels are legible.
+times, s the least integer that brings the shorter side to ``MIN_SIDE``, so that labels are legible,
+but no side beyond ``MAX_SIDE``.
 """
 
 import math
@@ -23,6 +24,7 @@ from ..errors import InputError
 from .image_files import read_image_file
 
 MIN_SIDE = 360  # pixels
+MAX_SIDE = 8192
 OPACITY = 0.5
 
 # Keys of a Detectron2 model's output, from the one that says most.
@@ -204,8 +206,9 @@ def _draw(
     for mask, color in [(mask, color) for mask, color, _ in regions] + outlined:
         image[mask] = (1 - OPACITY) * image[mask] + OPACITY * 255 * color
 
-    scale = max(1, math.ceil(MIN_SIDE / min(image.shape[:2])))
-    visualizer = Visualizer(image, metadata, scale=scale)
+    height, width = image.shape[:2]
+    scale = min(math.ceil(MIN_SIDE / min(height, width)), MAX_SIDE // max(height, width))
+    visualizer = Visualizer(image, metadata, scale=max(1, scale))
     for mask, color, name in regions:
         visualizer.draw_binary_mask(mask, color, text=name, alpha=0)
     for mask, color in outlined:
