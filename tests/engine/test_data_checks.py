@@ -71,7 +71,7 @@ def test_missing_images_are_counted_and_named(own):
 def test_annotations_that_are_not_coco(own):
     root, check = own
     (root / "annotations.json").write_text('{"images": [')
-    with pytest.raises(InputError, match=r"annotations\.json' is not in COCO's format: JSONDecode"):
+    with pytest.raises(InputError, match=r"annotations\.json' is not JSON"):
         check()
 
 
@@ -128,8 +128,11 @@ NO_MASK = r"1 of 12 annotations .* bbox \[52, 3, .*0\.png': it has no mask"
         (FAR, r"bbox \[52, 3, .* what reads it dies \(Segmentation fault\)"),
         ([[5, 5, 20, float("nan"), 20, 20]], "coordinates that are not finite"),
         ({"size": [64, 96], "counts": "0"}, "its RLE has fewer pixels than its size"),
-        ({"size": [10**6, 10**6], "counts": "0"}, "bbox .*: MemoryError"),
-        ({"size": [96, 64], "counts": "P`0"}, "bbox .*: AssertionError"),
+        (
+            {"size": [10**6, 10**6], "counts": "0"},
+            r"\[1000000, 1000000\], its image of \[64, 96\]",
+        ),
+        ({"size": [96, 64], "counts": "P`0"}, r"is of the size \[96, 64\]"),
         ({"size": [64, 96], "counts": [5, -5, 6144]}, "annotation 2, cannot be read: OverflowErr"),
     ],
 )

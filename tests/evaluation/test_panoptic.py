@@ -318,6 +318,20 @@ def test_predictions_are_kept_in_cocos_format(register_dataset, tmp_path):
         assert np.array_equal(png @ [1, 256, 65536], truth.ids)
 
 
+def test_an_image_id_that_is_a_path_leads_nowhere(register_dataset, tmp_path):
+    truth = random_truth(np.random.default_rng(4))
+    name = register_dataset([truth])
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "../../../x"
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    output = tmp_path / "some" / "output" / "inference"
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="non-negative integer"):  # which hotcoco needs
+        evaluate(name, {"../../../x": truth}, output_dir=str(output))
+    written = {p for p in set(tmp_path.rglob("*")) - before if p.is_file()}
+    assert len(written) == 2 and all(path.is_relative_to(output) for path in written)
+
+
 def test_outputs_are_left_as_they_were(register_dataset):
     """Other evaluators and the drawing of predictions read them too."""
     truth = random_truth(np.random.default_rng(5))

@@ -1,13 +1,12 @@
 """What libraries would pass over in silence in a file of annotations in COCO's format."""
 
-import json
 import logging
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +25,21 @@ def check_coco_annotations(json_file: str, *, evaluated: bool = False) -> None:
     Raises:
         InputError: names the file, the annotation, and what is allowed.
     """
+    content = read_json(json_file)
     try:
-        content = json.loads(Path(json_file).read_bytes())
         images, _, annotations = (
             _by_id(content, kind) for kind in ("images", "categories", "annotations")
         )
+        for image in images.values():
+            if any(type(image[side]) is not int for side in ("width", "height")):
+                raise ValueError(f"image {image['id']!r}: 'width' and 'height' must be integers")
         image_ids = [*images, *(a["image_id"] for a in annotations.values())]
         if len(types := {type(image_id).__name__ for image_id in image_ids}) > 1:
             raise ValueError(f"image ids are of several types: {', '.join(sorted(types))}")
         listed = [a for a in annotations.values() if a["image_id"] in images]
         if annotations and not listed:
             raise ValueError("no annotation is of an image that is listed")
-    except OSError as error:
-        raise InputError(f"{json_file!r} cannot be read: {error.strerror}") from error
-    except (LookupError, RecursionError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{json_file!r} is not in COCO's format: {type(error).__name__}: {error}"
         ) from error

@@ -4,7 +4,6 @@ Files that exist are kept, and a file appears under its name only when it is com
 that was interrupted is continued by starting it again.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError
+from .json_files import read_json
 from .label_files import first_few, image_size, read_label
 from .panoptic_files import read_segment_ids
 
@@ -107,8 +107,8 @@ def prepare_panoptic_stuff(root: Path, split: str, output: Path, workers: int) -
 
 def _read_panoptic_json(json_file: Path) -> dict[str, tuple[tuple[int, int], dict[int, int]]]:
     """For each panoptic PNG, its (width, height) and the semantic label of each segment id."""
+    content = read_json(json_file)
     try:
-        content = json.loads(json_file.read_bytes())
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
         labels = _stuff_labels(json_file, content["categories"])
         result = {}
@@ -124,10 +124,6 @@ def _read_panoptic_json(json_file: Path) -> dict[str, tuple[tuple[int, int], dic
                     f"{first_few(unknown)}, not listed"
                 )
             result[file] = sizes[image_id], {i: labels[kind] for i, kind in kinds.items()}
-    except OSError as error:
-        raise InputError(f"{str(json_file)!r} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(json_file)!r} is not JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{str(json_file)!r} is not in COCO's panoptic format: {type(error).__name__}: {error}"

@@ -78,15 +78,17 @@ def check_object(record: Record, annotation: dict[str, Any], mask_format: str | 
         Exception: what Detectron2 raises of annotations that it cannot use.
     """
     size = record["height"], record["width"]
-    mask = annotation.get("segmentation")
+    mask = annotation.get("segmentation") if mask_format else None
     if mask_format and not mask:
         raise InputError("it has no mask: give it one, or set MODEL.MASK_ON False")
     if mask_format == "polygon" and isinstance(mask, dict):
         raise InputError("its mask is an RLE: set INPUT.MASK_FORMAT bitmask")
-    if mask_format and isinstance(mask, list) and not np.isfinite(np.concatenate(mask)).all():
+    if isinstance(mask, dict) and mask["size"] != [*size]:
+        raise InputError(f"its mask is of the size {mask['size']}, its image of {[*size]}")
+    if isinstance(mask, list) and not np.isfinite(np.concatenate(mask)).all():
         raise InputError("its polygons have coordinates that are not finite")
     used = {key: annotation[key] for key in ("bbox", "bbox_mode", "category_id")}
-    used |= {"segmentation": mask} if mask_format else {}
+    used |= {"segmentation": mask} if mask else {}
     used = transform_instance_annotations(used, TransformList([]), size)
     instances = annotations_to_instances([used], size, mask_format or "polygon")
     if mask_format == "polygon":

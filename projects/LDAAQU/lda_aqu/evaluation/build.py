@@ -22,6 +22,8 @@ LABELS = {
     "sem_seg": ("sem_seg",),
     "coco_panoptic_seg": ("panoptic_seg", "instances", "sem_seg"),
 }
+# Where a dataset's metadata says its labels are.
+SOURCES = {"instances": "json_file", "sem_seg": "sem_seg_root", "panoptic_seg": "panoptic_json"}
 # What a model of each MODEL.META_ARCHITECTURE predicts; any other is a detector.
 PREDICTIONS = {
     "PanopticFPN": ("panoptic_seg", "instances", "sem_seg"),
@@ -119,11 +121,10 @@ def build_evaluators(cfg: CfgNode, dataset_name: str) -> dict[str, DatasetEvalua
             evaluators[task] = _build_one(cfg, dataset_name, task)
         # Whatever is raised while files of any origin are parsed says that they cannot be used.
         except Exception as error:
-            metadata = MetadataCatalog.get(dataset_name)
-            source = metadata.get("panoptic_json" if task == "panoptic_seg" else "json_file")
+            source = MetadataCatalog.get(dataset_name).get(SOURCES[task])
+            reason = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"dataset {dataset_name}: {source or metadata.get('sem_seg_root')!r} cannot be "
-                f"read: {type(error).__name__}: {error}"
+                f"dataset {dataset_name}: {source!r} cannot be read: {reason}"
             ) from error
     return evaluators
 

@@ -1,6 +1,5 @@
 """Saved detections, in the COCO results format that Detectron2's COCOEvaluator writes."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from detectron2.data import Metadata
 from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import BoxMode, Instances
 
+from ..data.json_files import read_json
 from ..errors import InputError
 
 
@@ -36,12 +36,7 @@ class CocoResults:
         classes = metadata.get("thing_dataset_id_to_contiguous_id")
         if classes is None:
             raise InputError(f"dataset '{metadata.name}' has no instances: {path} cannot be its")
-        try:
-            results = json.loads(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
+        results = read_json(path)
         if not isinstance(results, list):
             raise InputError(f"{path} is not COCO results: a {type(results).__name__}, not a list")
         images = {image["image_id"]: image for image in dataset_dicts}
