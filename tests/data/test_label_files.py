@@ -86,6 +86,8 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InputError, match=r"pipe\.png' is no regular file"):
         image_size(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"label file .*pipe\.png' is no regular file"):
+        read_label(tmp_path / "pipe.png", (6, 4), range(3), None)
 
 
 # An orientation in the type of text, which Pillow does not write.

@@ -20,7 +20,12 @@ from tqdm import tqdm
 
 from ..errors import InputError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+SECONDS = 30
+"""How long to check what many datasets have too much of."""
 
 _MEMORY = 8 * 2**30  # bytes that a child may allocate beyond what it inherits
 _ITEMS_PER_CHILD = 16  # at least
@@ -28,28 +33,27 @@ _PERTURB = -6  # glibc's M_PERTURB
 
 
 def check_each(
+    dataset: str,
     kind: str,
     items: Sequence[T],
     check: Callable[[T], object],
     name: Callable[[T], str],
     *,
     seconds: float = math.inf,
-) -> int:
+) -> None:
     """Call ``check`` for each item, in as many child processes as there are cores.
 
     An item is at fault if the check raises, or if the process dies of it: of a segmentation fault
     in a library, for instance, or of too much memory.
 
     Args:
+        dataset: name of the dataset.
         kind: what the items are, in the plural, for messages.
         items: what to check.
         check: the check. What it returns or changes is lost.
         name: what an item is called in messages.
-        seconds: after so many, the rest is left unchecked. The order is random then, but the same
-            each time.
-
-    Returns:
-        How many were checked.
+        seconds: after so many, the rest is left unchecked, which is logged. The order is random
+            then, but the same each time.
 
     Raises:
         InputError: how many are at fault, and what is wrong with one of them.
@@ -103,9 +107,11 @@ def check_each(
         faults += first
     if faults:
         raise InputError(
-            f"{total} of {len(items)} {kind} cannot be used, the first: {min(faults)[1]}"
+            f"dataset {dataset}: {total} of {len(items)} {kind} cannot be used, the first: "
+            f"{min(faults)[1]}"
         )
-    return sum(done)
+    if sum(done) < len(items):
+        logger.info("Dataset %s: checked %d of %d %s", dataset, sum(done), len(items), kind)
 
 
 def _confine() -> None:

@@ -11,7 +11,7 @@ from .json_files import read_json
 logger = logging.getLogger(__name__)
 
 
-def check_coco_annotations(json_file: str, *, evaluated: bool = False) -> None:
+def check_coco_annotations(name: str, json_file: str, *, evaluated: bool = False) -> None:
     """Raise InputError for mistakes that would be trained on, or evaluated against, in silence.
 
     Boxes that reach out of their image are counted in a warning. Annotations of images that are not
@@ -19,12 +19,14 @@ def check_coco_annotations(json_file: str, *, evaluated: bool = False) -> None:
     them out.
 
     Args:
+        name: of the dataset.
         json_file: path of the file.
         evaluated: every annotation needs what an evaluation reads, ``area`` and ``iscrowd``, too.
 
     Raises:
-        InputError: names the file, the annotation, and what is allowed.
+        InputError: names the dataset, the file, the annotation, and what is allowed.
     """
+    where = f"dataset {name}: {json_file!r}"
     content = read_json(json_file)
     try:
         images, _, annotations = (
@@ -41,7 +43,7 @@ def check_coco_annotations(json_file: str, *, evaluated: bool = False) -> None:
             raise ValueError("no annotation is of an image that is listed")
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"{json_file!r} is not in COCO's format: {type(error).__name__}: {error}"
+            f"{where} is not in COCO's format: {type(error).__name__}: {error}"
         ) from error
     outside = 0
     for annotation in listed:
@@ -56,13 +58,13 @@ def check_coco_annotations(json_file: str, *, evaluated: bool = False) -> None:
                 )
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(
-                f"{json_file!r}: annotation {annotation['id']!r}: {type(error).__name__}: {error}"
+                f"{where}: annotation {annotation['id']!r}: {type(error).__name__}: {error}"
             ) from error
     if outside:
         logger.warning(
-            "%r: %d of %d boxes reach out of their image by more than a pixel, and are clipped; "
+            "%s: %d of %d boxes reach out of their image by more than a pixel, and are clipped; "
             "a box is [x, y, width, height]",
-            json_file,
+            where,
             outside,
             len(annotations),
         )

@@ -14,6 +14,8 @@ def read_json(path: str | os.PathLike) -> Any:
     Raises:
         InputError: it cannot be read, or is not JSON.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{str(path)!r} is no regular file")  # a pipe would be waited for
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:

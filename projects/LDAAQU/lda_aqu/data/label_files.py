@@ -1,6 +1,8 @@
 """Reading image and label files as Detectron2 reads them, with errors that name the file."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -17,6 +19,18 @@ class UnreadableImageError(InputError):
     """An image file that is missing, cut short, of more than 8 bits, or no image at all."""
 
 
+@contextmanager
+def _open(file: str, path: str | os.PathLike) -> Iterator[Image.Image]:
+    """Open an image; what fails in the block names it as ``file``."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UnreadableImageError(f"{file} is no regular file")  # a pipe would be waited for
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UNREADABLE as error:
+        raise UnreadableImageError(f"{file} cannot be read: {error}") from error
+
+
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of an image, turned as its EXIF orientation says, from its header alone.
 
@@ -24,17 +38,12 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         UnreadableImageError: the file cannot be read, or its values are of more than 8 bits.
     """
     file = f"image file {str(path)!r}"
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UnreadableImageError(f"{file} is no regular file")
-    try:
-        with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
-            try:
-                on_its_side = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
-            except Exception:  # Detectron2 takes an image whose EXIF is damaged as it is
-                on_its_side = False
-    except UNREADABLE as error:
-        raise UnreadableImageError(f"{file} cannot be read: {error}") from error
+    with _open(file, path) as image:
+        mode, (width, height) = image.mode, image.size
+        try:
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        except Exception:  # Detectron2 takes an image whose EXIF is damaged as it is
+            on_its_side = False
     if mode.startswith(("I", "F")):
         raise UnreadableImageError(
             f"{file} has values of more than 8 bits (mode {mode}), which would be clipped at 255: "
@@ -58,12 +67,9 @@ def read_pixels(file: str, path: str | os.PathLike, mode: str, size: tuple[int, 
     Raises:
         InputError: the file cannot be read, or is of another mode or size.
     """
-    try:
-        with Image.open(path) as image:
-            found_mode, found_size = image.mode, image.size
-            pixels = np.asarray(image)
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+    with _open(file, path) as image:
+        found_mode, found_size = image.mode, image.size
+        pixels = np.asarray(image)
     if found_mode != mode:
         raise InputError(f"{file} has the mode {found_mode}; it must be {mode}")
     if found_size != tuple(size):

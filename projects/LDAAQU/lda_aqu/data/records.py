@@ -16,9 +16,13 @@ from detectron2.data.detection_utils import (
 from detectron2.data.transforms import TransformList
 
 from ..errors import InputError
+from .check_each import SECONDS, check_each
 
 Record = dict[str, Any]
 """An image with its labels, in Detectron2's format."""
+
+Object = tuple[Record, dict[str, Any]]
+"""An image, and one of its annotations."""
 
 _MASK_SIDE = 28  # to which a mask head's targets are cropped
 
@@ -65,6 +69,27 @@ def load_records(name: str) -> list[Record]:
     return records
 
 
+def check_objects(name: str, objects: list[Object], mask_format: str | None) -> None:
+    """Check annotations of a dataset: see :func:`check_object` and :func:`.check_each.check_each`.
+
+    Args:
+        name: of the dataset.
+        objects: images and, of each, an annotation. A large number is tried for SECONDS.
+        mask_format: ``INPUT.MASK_FORMAT``; "" for the masks that there are; None for none.
+    """
+
+    def check(item: Object) -> None:
+        record, annotation = item
+        optional = "bitmask" if annotation.get("segmentation") else None
+        check_object(record, annotation, optional if mask_format == "" else mask_format)
+
+    def describe(item: Object) -> str:
+        record, annotation = item
+        return f"annotation with bbox {annotation.get('bbox')} of {record['file_name']!r}"
+
+    check_each(name, "annotations", objects, check, describe, seconds=SECONDS)
+
+
 def check_object(record: Record, annotation: dict[str, Any], mask_format: str | None) -> None:
     """Make of an annotation what training makes of it.
 
@@ -97,8 +122,3 @@ def check_object(record: Record, annotation: dict[str, Any], mask_format: str | 
     decoded = used.get("segmentation")
     if isinstance(decoded, np.ndarray) and np.count_nonzero(decoded) != mask_util.area(mask):
         raise InputError("its RLE has fewer pixels than its size")
-
-
-def object_name(record: Record, annotation: dict[str, Any]) -> str:
-    """What an annotation is called in messages."""
-    return f"annotation with bbox {annotation.get('bbox')} of image file {record['file_name']!r}"

@@ -1,34 +1,25 @@
 """Checks of the datasets of a run, made before any long work starts."""
 
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 
-from ..data.check_each import check_each
+from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.label_files import image_size, read_label
-from ..data.records import Record, check_dataset_name, check_object, load_records, object_name
+from ..data.records import Record, check_dataset_name, check_objects, load_records
 from ..errors import InputError
 from ..evaluation.build import build_evaluators, evaluated_tasks, predicted_tasks
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 Classes = dict[str, tuple[str, list[str]]]
 """By ``thing_classes`` and ``stuff_classes``: a dataset that has been checked, and its classes."""
-
-SECONDS = 30
-"""How long the annotations of a dataset are checked, at most, in each of two ways."""
 
 
 def check_datasets(cfg: CfgNode, *, train: bool) -> None:
@@ -76,8 +67,7 @@ def _check_dataset(cfg: CfgNode, name: str, classes: Classes, *, evaluated: bool
 
     _check_paths(name, metadata, panoptic=panoptic)
     if metadata.get("evaluator_type") != "sem_seg" and metadata.get("json_file"):
-        with _named(name):
-            check_coco_annotations(metadata.json_file, evaluated=evaluated)
+        check_coco_annotations(name, metadata.json_file, evaluated=evaluated)
     records = load_records(name)
     _check_images(cfg, name, records, evaluated=evaluated)
     if "instances" in tasks:
@@ -88,15 +78,6 @@ def _check_dataset(cfg: CfgNode, name: str, classes: Classes, *, evaluated: bool
         _check_evaluation(cfg, name, records)
     logger.info("Checked dataset %s: %d images", name, len(records))
     return records
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say of which dataset an InputError is."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"dataset {name}: {error}") from error
 
 
 def _check_paths(name: str, metadata: Metadata, *, panoptic: bool) -> None:
@@ -127,24 +108,23 @@ def _check_instances(
         raise InputError(f"dataset {name}: there is nothing to find, as all annotations are crowds")
     mask_format = ("bitmask" if evaluated else cfg.INPUT.MASK_FORMAT) if cfg.MODEL.MASK_ON else None
 
-    def check(item: tuple[Record, dict[str, Any]]) -> None:
-        check_object(*item, mask_format)
-
-    _check_each(name, "annotations", objects, check, lambda item: object_name(*item), SECONDS)
+    check_objects(name, objects, mask_format)
 
 
 def _check_evaluation(cfg: CfgNode, name: str, records: list[Record]) -> None:
     """Raise InputError unless the ground truth, as a prediction, is found by each evaluator."""
-    for task, evaluator in build_evaluators(cfg, name).items():
-        if task == "panoptic_seg":
-            extra = evaluator.image_ids - {record["image_id"] for record in records}
-            if extra:
-                raise InputError(
-                    f"dataset {name}: {MetadataCatalog.get(name).panoptic_json!r} has annotations "
-                    f"of {len(extra)} images that are not in it, the first is {min(extra)!r}"
-                )
-        check = evaluator.check_ground_truth
-        _check_each(name, f"images ({task})", records, check, _image_name, SECONDS)
+    evaluators = build_evaluators(cfg, name)
+    if "panoptic_seg" in evaluators:
+        extra = evaluators["panoptic_seg"].image_ids - {record["image_id"] for record in records}
+        if extra:
+            raise InputError(
+                f"dataset {name}: {MetadataCatalog.get(name).panoptic_json!r} has annotations of "
+                f"{len(extra)} images that are not in it, the first is {min(extra)!r}"
+            )
+    for task in ("panoptic_seg", "instances"):  # of semantic labels, every file is read
+        if task in evaluators:
+            check = evaluators[task].check_ground_truth
+            check_each(name, f"images ({task})", records, check, _image_name, seconds=SECONDS)
 
 
 def _check_semantic(
@@ -165,7 +145,16 @@ def _check_semantic(
         )
     if metadata.get("sem_seg_root"):
         _check_pairs(name, metadata, records)
-    _check_labels(name, records, range(head.NUM_CLASSES), ignored)
+
+    # All are read, as a wrong one stops the training whenever its turn comes, which may be hours
+    # later. It takes a core about 1.3 ms an image of 480 x 360.
+    def check(record: Record) -> None:
+        size = image_size(record["file_name"])
+        read_label(record["sem_seg_file_name"], size, range(head.NUM_CLASSES), ignored)
+
+    check_each(
+        name, "label files", records, check, lambda r: f"label file {r['sem_seg_file_name']!r}"
+    )
 
 
 def _check_pairs(name: str, metadata: Metadata, records: list[Record]) -> None:
@@ -223,48 +212,15 @@ def _check_images(cfg: CfgNode, name: str, records: list[Record], *, evaluated: 
                     f"where its longer side is at most INPUT.MAX_SIZE_{kind} {longest}"
                 )
 
-    _check_each(name, "images", records, check, _image_name)
-
-
-def _check_labels(name: str, records: list[Record], classes: range, ignored: int) -> None:
-    """Raise InputError if label files have another size than their image, or other values.
-
-    All are read, as a wrong one stops the training whenever its turn comes, which may be hours
-    later. It takes a core about 1.3 ms an image of 480 x 360.
-    """
-
-    def check(record: Record) -> None:
-        size = image_size(record["file_name"])
-        read_label(record["sem_seg_file_name"], size, classes, ignored)
-
-    def label_name(record: Record) -> str:
-        return f"label file {record['sem_seg_file_name']!r}"
-
-    _check_each(name, "label files", records, check, label_name)
+    check_each(name, "images", records, check, _image_name)
 
 
 def _image_name(record: Record) -> str:
     return f"image file {record['file_name']!r}"
 
 
-def _check_each(
-    name: str,
-    kind: str,
-    items: list[T],
-    check: Callable[[T], object],
-    item_name: Callable[[T], str],
-    seconds: float = math.inf,
-) -> None:
-    with _named(name):
-        done = check_each(kind, items, check, item_name, seconds=seconds)
-    if done < len(items):
-        logger.info("Dataset %s: checked %d of %d %s", name, done, len(items), kind)
-
-
 def _check_classes(cfg: CfgNode, name: str, kind: str, key: str, seen: Classes) -> None:
-    """Raise InputError unless the classes are those of the datasets before, and as many as in
-    the model, by the config key.
-    """  # noqa: D205
+    """Raise InputError unless the classes are the model's, by the key, and those seen before."""
     classes = MetadataCatalog.get(name).get(kind)
     if classes is None:
         return

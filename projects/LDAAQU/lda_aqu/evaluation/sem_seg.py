@@ -6,14 +6,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tabulate import tabulate
-
-from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -112,26 +109,6 @@ class SemanticEvaluator(SemSegEvaluator):
                 np.bincount(labels[labels != NO_LABEL], minlength=self._num_classes)
                 for labels in (truth[truth == predicted], predicted, truth)
             ]
-
-    def check_ground_truth(self, record: Mapping[str, Any]) -> None:
-        """Count an image's labels as if they had been predicted: no pixel may be wrong.
-
-        Args:
-            record: the image, with its "file_name".
-
-        Raises:
-            InputError: pixels count as wrong.
-            Exception: what is raised of labels that cannot be evaluated.
-        """
-        labels = load_labels(self.input_file_to_gt_file[record["file_name"]])
-        scores = labels == np.arange(self._num_classes)[:, None, None]
-        self.reset()
-        self.process([record], [{"sem_seg": torch.from_numpy(scores.astype(np.uint8))}])
-        counts = self._conf_matrix[:, :-1]  # but for ignored pixels
-        if wrong := int(counts.sum() - np.trace(counts)):
-            raise InputError(
-                f"{wrong} of its pixels would count as wrong if a model predicted them"
-            )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """``{"sem_seg": {"mIoU": percent, ...}}``, or None where another process has it."""

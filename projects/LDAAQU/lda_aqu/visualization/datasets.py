@@ -1,14 +1,9 @@
 """The images of a registered dataset, and the names of a model's classes."""
 
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
-from ..data.check_each import check_each
-from ..data.records import Record, check_dataset_name, check_object, load_records, object_name
-
-SECONDS = 30
+from ..data.records import Record, check_dataset_name, check_objects, load_records
 
 
 def load_dataset(name: str, where: str) -> tuple[list[Record], Metadata]:
@@ -20,17 +15,13 @@ def load_dataset(name: str, where: str) -> tuple[list[Record], Metadata]:
 
     Raises:
         InputError: it is not registered, or its files cannot be read, or an annotation cannot be
-            drawn; of a large dataset only as many are tried as SECONDS allow.
+            drawn (see :func:`~lda_aqu.data.records.check_objects`).
     """
     check_dataset_name(name, where)
     records = load_records(name)
-
-    def check(item: tuple[Record, dict[str, Any]]) -> None:
-        record, annotation = item
-        check_object(record, annotation, "bitmask" if annotation.get("segmentation") else None)
-
-    objects = [(record, a) for record in records for a in record.get("annotations", ())]
-    check_each("annotations", objects, check, lambda item: object_name(*item), seconds=SECONDS)
+    check_objects(
+        name, [(record, a) for record in records for a in record.get("annotations", ())], ""
+    )
     return records, MetadataCatalog.get(name)
 
 
