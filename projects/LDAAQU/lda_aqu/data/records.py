@@ -75,13 +75,11 @@ def check_objects(name: str, objects: list[Object], mask_format: str | None) -> 
     Args:
         name: of the dataset.
         objects: images and, of each, an annotation. A large number is tried for SECONDS.
-        mask_format: ``INPUT.MASK_FORMAT``; "" for the masks that there are; None for none.
+        mask_format: ``INPUT.MASK_FORMAT``; None where no masks are used.
     """
 
     def check(item: Object) -> None:
-        record, annotation = item
-        optional = "bitmask" if annotation.get("segmentation") else None
-        check_object(record, annotation, optional if mask_format == "" else mask_format)
+        check_object(*item, mask_format)
 
     def describe(item: Object) -> str:
         record, annotation = item
