@@ -30,6 +30,7 @@ SECONDS = 30
 _MEMORY = 8 * 2**30  # bytes that a child may allocate beyond what it inherits
 _ITEMS_PER_CHILD = 16  # at least
 _PERTURB = -6  # glibc's M_PERTURB
+_DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 
 def check_each(
@@ -127,13 +128,18 @@ def _confine() -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hard == resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_AS, (inherited + _MEMORY, hard))
+    libc = ctypes.CDLL(None)
+    libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     # Memory that nobody has written is not zero by chance, but holds a pattern.
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if hasattr(libc, "mallopt"):
         libc.mallopt(_PERTURB, 0xA5)
 
 
+def one_line(error: Exception) -> str:
+    """The kind of an error and its text, in a line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
 def _message(error: Exception, name: str) -> str:
-    text = " ".join(str(error).split())[:500]
-    if not isinstance(error, InputError):
-        return f"{name}: {type(error).__name__}: {text}"
+    text = str(error) if isinstance(error, InputError) else one_line(error)
     return text if name in text else f"{name}: {text}"

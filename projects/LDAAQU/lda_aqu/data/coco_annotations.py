@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from ..errors import InputError
+from .check_each import one_line
 from .json_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,7 @@ def check_coco_annotations(name: str, json_file: str, *, evaluated: bool = False
         if annotations and not listed:
             raise ValueError("no annotation is of an image that is listed")
     except (LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{where} is not in COCO's format: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{where} is not in COCO's format: {one_line(error)}") from error
     outside = 0
     for annotation in listed:
         try:
@@ -58,7 +57,7 @@ def check_coco_annotations(name: str, json_file: str, *, evaluated: bool = False
                 )
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(
-                f"{where}: annotation {annotation['id']!r}: {type(error).__name__}: {error}"
+                f"{where}: annotation {annotation['id']!r}: {one_line(error)}"
             ) from error
     if outside:
         logger.warning(

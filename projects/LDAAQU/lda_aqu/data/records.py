@@ -16,7 +16,7 @@ from detectron2.data.detection_utils import (
 from detectron2.data.transforms import TransformList
 
 from ..errors import InputError
-from .check_each import SECONDS, check_each
+from .check_each import SECONDS, check_each, one_line
 
 Record = dict[str, Any]
 """An image with its labels, in Detectron2's format."""
@@ -62,7 +62,7 @@ def load_records(name: str) -> list[Record]:
         frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
         where = next((f", annotation {f['anno']['id']!r}," for f in frames if "anno" in f), "")
         raise InputError(
-            f"dataset {name}: {source!r}{where} cannot be read: {type(error).__name__}: {error}"
+            f"dataset {name}: {source!r}{where} cannot be read: {one_line(error)}"
         ) from error
     if not records:
         raise InputError(f"dataset {name} has no images ({source!r})")

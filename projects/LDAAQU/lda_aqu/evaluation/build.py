@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from ..data.check_each import one_line
 from ..errors import InputError
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
@@ -122,9 +123,8 @@ def build_evaluators(cfg: CfgNode, dataset_name: str) -> dict[str, DatasetEvalua
         # Whatever is raised while files of any origin are parsed says that they cannot be used.
         except Exception as error:
             source = MetadataCatalog.get(dataset_name).get(SOURCES[task])
-            reason = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"dataset {dataset_name}: {source!r} cannot be read: {reason}"
+                f"dataset {dataset_name}: {source!r} cannot be read: {one_line(error)}"
             ) from error
     return evaluators
 
