@@ -20,7 +20,6 @@ from lda_aqu.engine import (
     Trainer,
     check_datasets,
     check_model,
-    check_output,
     check_processes,
     check_solver,
     check_weights,
@@ -28,8 +27,9 @@ from lda_aqu.engine import (
     launch,
     load_config,
 )
-from lda_aqu.engine.trainer import set_aside_metrics
+from lda_aqu.engine.metrics_file import set_aside_metrics
 from lda_aqu.errors import exit_on_input_error
+from lda_aqu.files import make_folder
 from lda_aqu.upsamplers.user_files import import_upsampler_files
 
 
@@ -57,26 +57,31 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
     return trainer.train()
 
 
-@exit_on_input_error
-def main() -> None:
-    """Check what was asked for, once a machine, and run it in all processes."""
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url="auto")  # a free port, so that runs side by side do not meet
-    args = parser.parse_args()
-    logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
+def check(cfg: CfgNode, args: Namespace) -> None:
+    """Check, once a machine, all that the run needs, before any long work starts."""
     processes = find_processes(args)
-    setup_logger(distributed_rank=processes.rank, name="lda_aqu")
-    # Who asks for several GPUs is not to get CPUs unasked.
-    cfg = load_config(args.config_file, args.opts, device="cuda" if args.num_gpus > 1 else "auto")
-    cfg.freeze()
     check_processes(cfg, args)
     if not args.eval_only:
         check_solver(cfg, processes.total)
     if processes.local_rank == 0:
-        check_output(cfg.OUTPUT_DIR)
+        make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
         check_weights(cfg)
         check_model(cfg)
         check_datasets(cfg, train=not args.eval_only)
+
+
+@exit_on_input_error
+def main() -> None:
+    """Check what was asked for, and run it in all processes."""
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")  # a free port, so that runs side by side do not meet
+    args = parser.parse_args()
+    logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
+    setup_logger(distributed_rank=find_processes(args).rank, name="lda_aqu")
+    # Who asks for several GPUs is not to get CPUs unasked.
+    cfg = load_config(args.config_file, args.opts, device="cuda" if args.num_gpus > 1 else "auto")
+    cfg.freeze()
+    check(cfg, args)
     launch(run, cfg, args)
 
 

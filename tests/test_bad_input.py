@@ -129,11 +129,11 @@ def test_damaged_config_files(tmp_path):
         ("- 1\n- 2", "does not hold keys with values"),
         ("VERSION: 1", "VERSION 1 must be 2"),
         ("MODEL: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-        ("SOLVER: {BASE_LR: fast}", r"SOLVER\.BASE_LR 'fast' must be a number"),
-        ("SOLVER: {MAX_ITER: null}", r"SOLVER\.MAX_ITER None must be an integer"),
-        ("SOLVER: {STEPS: [a, b]}", r"SOLVER\.STEPS \['a', 'b'\]: 'a' must be a number"),
-        ("SOLVER: 3", "SOLVER holds keys, not a value: 3"),
-        ("BASE_LR: 0.1", r"unknown config key BASE_LR; did you mean SOLVER\.BASE_LR"),
+        ("SOLVER: {BASE_LR: fast}", r"Type mismatch .* for config key: SOLVER\.BASE_LR"),
+        ("SOLVER: {MAX_ITER: null}", r"SOLVER\.MAX_ITER None must be a number"),
+        ("SOLVER: {STEPS: [a, b]}", r"SOLVER\.STEPS \('a', 'b'\): 'a' must be a number"),
+        ("SOLVER: 3", "Type mismatch .* for config key: SOLVER$"),
+        ("BASE_LR: 0.1", r"config key: BASE_LR'; did you mean SOLVER\.BASE_LR"),
     ],
 )
 def test_messages_of_config_files(tmp_path, text, message):
@@ -146,16 +146,12 @@ def test_messages_of_config_files(tmp_path, text, message):
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0 must be at least 1"),
+        (["DATALOADER.NUM_WORKERS", "-1"], r"DATALOADER\.NUM_WORKERS -1 must be at least 0"),
         (["SOLVER.BASE_LR", "-1"], r"SOLVER\.BASE_LR -1\.0 must be above 0"),
         (["SOLVER.BASE_LR", "1e999"], r"SOLVER\.BASE_LR inf must be finite"),
-        (["SOLVER.STEPS", "(20, 10)"], r"SOLVER\.STEPS \(20, 10\) must increase"),
-        (["INPUT.MASK_FORMAT", "rle"], r"MASK_FORMAT 'rle' must be one of 'polygon', 'bitmask'"),
-        (["INPUT.MIN_SIZE_TRAIN", "()"], r"INPUT\.MIN_SIZE_TRAIN \(\) must have one value"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "1.5"], r"NUM_CLASSES '1\.5' must be an integer"),
-        (["MODEL.BACKBONE.NAME", "vit"], r"MODEL\.BACKBONE\.NAME 'vit' must be one of build_"),
+        (["INPUT.MASK_FORMAT", "rle"], r"MASK_FORMAT 'rle' must be polygon or bitmask"),
+        (["INPUT.MIN_SIZE_TRAIN", "()"], r"INPUT\.MIN_SIZE_TRAIN is empty"),
         (["MODEL.PIXEL_MEAN", "[1.0]"], r"MODEL\.PIXEL_MEAN \[1\.0\] must have 3 values"),
-        (["DATASETS.TRAIN", "pets"], r"DATASETS\.TRAIN 'pets' must be a list"),
     ],
 )
 def test_messages_of_options(opts, message):
@@ -189,6 +185,9 @@ def test_models(tiny_config, known_keys):
     [
         (["MODEL.FPN.IN_FEATURES", "['res9']"], "model cannot be built: KeyError: 'res9'"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"], "model cannot be built: AssertionError"),
+        (["MODEL.BACKBONE.NAME", "vit"], "No object named 'vit' found in 'BACKBONE' registry"),
+        (["SOLVER.STEPS", "(3, 2)"], "model cannot be built: ValueError: Milestone"),
+        (["SOLVER.LR_SCHEDULER_NAME", "Linear"], "Unknown LR scheduler: Linear"),
     ],
 )
 def test_messages_of_models(tiny_config, opts, message):

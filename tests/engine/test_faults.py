@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import runs
 import torch
-from lda_aqu.engine import check_output
 from lda_aqu.engine.finite_loss import FiniteLoss
 from lda_aqu.errors import InputError, exit_on_input_error
+from lda_aqu.files import make_folder
 from torch import nn
 
 SHORT = ("SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()", "SEED", 1)
@@ -88,9 +88,9 @@ def test_a_full_disk_is_one_line_of_any_command(capsys):
 
 
 def test_output_that_cannot_be_written(tmp_path):
-    check_output(str(tmp_path / "a" / "b"))
+    make_folder(tmp_path / "a" / "b", "OUTPUT_DIR")
     assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/output"):
         with pytest.raises(InputError, match=r"OUTPUT_DIR '.*file.*' cannot be written: "):
-            check_output(str(tmp_path / folder))
+            make_folder(tmp_path / folder, "OUTPUT_DIR")

@@ -9,10 +9,8 @@ from lda_aqu.errors import InputError
     [
         (
             ["MODEL.CARAFE.KERNEL", "3"],
-            "KERNEL; did you mean MODEL.CARAFE.KERNEL_SIZE.; MODEL.CARAFE has "
-            "COMPRESSED_CHANNELS, KERNEL_SIZE, ENCODER_KERNEL_SIZE",
+            "MODEL.CARAFE.KERNEL'; did you mean MODEL.CARAFE.KERNEL_SIZE",
         ),
-        (["MODEL.FPN.UPSAMPLR", "Nearest"], "MODEL.FPN.UPSAMPLR; did you mean MODEL.FPN.UPSAMPLER"),
         (["MODEL.FPN.OUT_CHANNELS", "many"], "MODEL.FPN.OUT_CHANNELS"),
         (["MODEL.FPN.OUT_CHANNELS"], "KEY VALUE pairs.*'MODEL.FPN.OUT_CHANNELS' has no value"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is not a device"),

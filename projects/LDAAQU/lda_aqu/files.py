@@ -1,10 +1,13 @@
-"""Writing files so that an interruption leaves either the old content or the new one."""
+"""Folders that can be written, and files that an interruption leaves as they were or will be."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import InputError
 
 UNFINISHED = ".unfinished"
 
@@ -37,3 +40,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_folder(folder: str | os.PathLike, name: str) -> None:
+    """Make a folder for output, and raise InputError unless files can be written in it.
+
+    Args:
+        folder: its parents are made, too.
+        name: the key or option that names it, for the message.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name} {str(folder)!r} cannot be written: {reason}") from error

@@ -15,7 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import atomic_write
 from ..upsamplers import Upsampler
 
@@ -83,7 +83,7 @@ class Checkpointer(DetectionCheckpointer):
             # Where the file's write fails, torch's writer may fail in turn, over the position.
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise InputError(
-                f"checkpoint {path!r} cannot be written: {_one_line(cause)}; those before are whole"
+                f"checkpoint {path!r} cannot be written: {one_line(cause)}; those before are whole"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -138,11 +138,11 @@ class Checkpointer(DetectionCheckpointer):
             raise
         except (OSError, AssertionError) as error:
             raise UnreadableWeightsError(
-                f"weights {path!r} cannot be loaded: {_one_line(error)}"
+                f"weights {path!r} cannot be loaded: {one_line(error)}"
             ) from error
         # From converting names and shapes, and from the optimizer and schedule.
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"weights {path!r} do not fit: {_one_line(error)}") from error
+            raise InputError(f"weights {path!r} do not fit: {one_line(error)}") from error
         finally:
             # Detectron2 leaves it set when it fails, and then refuses to load again.
             self._parsed_url_during_load = None
@@ -164,7 +164,7 @@ class Checkpointer(DetectionCheckpointer):
                     "it may run code: set MODEL.TRUST_WEIGHTS True if you trust their origin"
                 ) from error
             raise UnreadableWeightsError(
-                f"weights {self._path!r} cannot be loaded: {_one_line(error)}"
+                f"weights {self._path!r} cannot be loaded: {one_line(error)}"
             ) from error
         weights = content.get("model")
         if not isinstance(weights, Mapping) or not all(
@@ -256,9 +256,3 @@ def _check_sums(filename: str) -> None:
         damaged = archive.testzip()
     if damaged:
         raise zipfile.BadZipFile(f"its part {damaged} is damaged")
-
-
-def _one_line(error: Exception) -> str:
-    """The kind of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0]}" if lines else "")

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from argparse import Namespace
 from urllib.parse import urlparse
 
@@ -12,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import build_optimizer
 
-from ..errors import InputError
+from ..errors import MISFITS, InputError, as_input_error
 from .config_merge import config_items
 from .launch import find_processes
 
@@ -98,36 +97,13 @@ def check_solver(cfg: CfgNode, num_processes: int) -> None:
         )
 
 
-def check_output(folder: str) -> None:
-    """Make a folder for output, and raise InputError unless files can be written in it."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise InputError(
-            f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror or error}"
-        ) from error
-
-
 def check_model(cfg: CfgNode) -> None:
     """Raise InputError unless the config's model, optimizer and schedule can be built."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"  # where building it costs a second and no memory that counts
-    try:
+    with as_input_error("the config's model cannot be built", *MISFITS):
         build_lr_scheduler(cfg, build_optimizer(cfg, build_model(cfg)))
-    except InputError:
-        raise
-    # What Detectron2's builders raise for names that they do not know and values that do not fit.
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
-        RuntimeError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"the config's model cannot be built: {type(error).__name__}: {reason}"
-        ) from error
 
 
 def check_weights(cfg: CfgNode) -> None:

@@ -1,13 +1,9 @@
 """The training loop: Detectron2's, with evaluation, the best checkpoint and exact metrics files."""
 
-import json
 import logging
-import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +22,12 @@ from ..errors import FULL_DISK, InputError
 from ..evaluation import build_evaluator, primary_metric
 from .accumulating_trainer import AccumulatingTrainer
 from .checkpoint import Checkpointer
-from .exact_resume import ExactResume, metrics_written
+from .exact_resume import ExactResume
 from .finite_loss import FiniteLoss
+from .metrics_file import read_metrics, truncate_metrics
 from .preemption import Preemption
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.json"
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """The values of ``SOLVER.AMP.DTYPE``."""
@@ -78,9 +73,7 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         if self.start_iter > 0 and comm.is_main_process():
             logger.info("Resuming at iteration %d", self.start_iter)
-            truncate_metrics(
-                Path(self.cfg.OUTPUT_DIR) / METRICS_FILE, self.start_iter, self.max_iter
-            )
+            truncate_metrics(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
 
     def train(self) -> dict[str, Any] | None:
         """As in :class:`DefaultTrainer`.
@@ -186,50 +179,10 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """Read the best value so far from the metrics file of a run that is resumed."""
         if self.trainer.start_iter == 0:
             return
-        for record in _read_metrics(Path(self.trainer.cfg.OUTPUT_DIR) / METRICS_FILE):
+        for record in read_metrics(self.trainer.cfg.OUTPUT_DIR):
             value = record.get(self._val_metric)
             if value is not None and (self.best_metric is None or value > self.best_metric):
                 self._update_best(value, record["iteration"])
-
-
-def set_aside_metrics(output_dir: str) -> None:
-    """Rename the metrics file of an earlier run, if there is one, so that a new run has its own."""
-    path = Path(output_dir) / METRICS_FILE
-    if path.exists():
-        stamp = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-        kept = path.rename(path.with_name(f"metrics-{stamp}.json"))
-        logger.info("The metrics of an earlier run are kept in %s", kept)
-
-
-def truncate_metrics(path: Path, start_iter: int, max_iter: int) -> None:
-    """Drop from a metrics file what a run that starts at ``start_iter`` writes again.
-
-    That is what the run that is resumed had written since, and an unfinished last line. The file
-    is cut in place: a writer that has it open for appending goes on at its new end.
-    """
-    if not path.exists():
-        return
-    records = []
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                records.append((len(line), json.loads(line)))
-    # The evaluation after a run's last iteration is recorded at the one that would follow. A run
-    # that is prolonged keeps it, and one that has nothing else left to do repeats it.
-    ended = records and records[-1][1]["iteration"] == start_iter
-    keep = 0
-    for length, record in records:
-        done = record["iteration"] + ("total_loss" in record)
-        if start_iter >= max_iter:
-            kept = record["iteration"] < start_iter
-        elif ended and "total_loss" not in records[-1][1]:
-            kept = done <= start_iter
-        else:
-            kept = done <= metrics_written(start_iter)
-        if not kept:
-            break
-        keep += length
-    os.truncate(path, keep)
 
 
 @contextmanager
@@ -246,10 +199,3 @@ def _no_traceback_of_input_errors() -> Iterator[None]:
         yield
     finally:
         loop_logger.removeFilter(keep)
-
-
-def _read_metrics(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return [json.loads(line) for line in file]
