@@ -68,6 +68,11 @@ ODD_VALUES = [
 ]
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
 def keys(node: dict, prefix: str = "") -> list[str]:
     result = []
     for name, value in node.items():
@@ -128,6 +133,11 @@ def test_damaged_config_files(tmp_path):
         ("", "does not hold keys with values"),
         ("- 1\n- 2", "does not hold keys with values"),
         ("VERSION: 1", "VERSION 1 must be 2"),
+        ("MODEL: {MASK_ON: True}\nMODEL: {DEVICE: cpu}", "MODEL is twice in the block of line 1"),
+        ("MODEL:\n  FPN: {NORM: BN, NORM: GN}", "NORM is twice in the block of line 2"),
+        ("a: &a [*a]", "aliases make more than 100000 values"),
+        (BOMB, "aliases make more than 100000 values"),
+        ("MODEL: {TRUST_WEIGHTS: True}", "TRUST_WEIGHTS is for the command line alone"),
         ("MODEL: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("SOLVER: {BASE_LR: fast}", r"Type mismatch .* for config key: SOLVER\.BASE_LR"),
         ("SOLVER: {MAX_ITER: null}", r"SOLVER\.MAX_ITER None must be a number"),
@@ -151,6 +161,14 @@ def test_messages_of_config_files(tmp_path, text, message):
         (["SOLVER.BASE_LR", "1e999"], r"SOLVER\.BASE_LR inf must be finite"),
         (["INPUT.MASK_FORMAT", "rle"], r"MASK_FORMAT 'rle' must be polygon or bitmask"),
         (["INPUT.MIN_SIZE_TRAIN", "()"], r"INPUT\.MIN_SIZE_TRAIN is empty"),
+        (
+            ["TEST.AUG.ENABLED", "True"],
+            r"TEST\.AUG\.ENABLED True must be False: it is not supported",
+        ),
+        (["MODEL.KEYPOINT_ON", "True"], "is not supported"),
+        (["MODEL.LOAD_PROPOSALS", "True"], "is not supported"),
+        (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "rotated boxes are not supported"),
+        (["SEED", "4294967296"], r"SEED 4294967296 must be below 2\*\*31"),
         (["MODEL.PIXEL_MEAN", "[1.0]"], r"MODEL\.PIXEL_MEAN \[1\.0\] must have 3 values"),
     ],
 )

@@ -1,5 +1,6 @@
 """Processes on the CPU, as train_net.py starts them; what they do is in functions of this file."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -118,3 +119,71 @@ def test_torchrun_is_found_by_its_variables(monkeypatch):
     for variable, value in zip(TORCHRUN_VARIABLES, ("5", "8", "1", "4"), strict=True):
         monkeypatch.setenv(variable, value)
     assert find_processes(arguments()) == (8, 4, 5, 1, True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [("x", "2", "0", "2"), ("", "2", "0", "2"), ("2", "2", "0", "2"), ("1", "2", "2", "2")],
+)
+def test_variables_of_torchrun_that_are_damaged(monkeypatch, values):
+    for variable, value in zip(TORCHRUN_VARIABLES, values, strict=True):
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"do not fit each other: RANK={values[0]}, WORLD_SIZE=2"):
+        find_processes(arguments())
+
+
+def test_processes_of_torchrun_that_find_no_other(monkeypatch):
+    for variable, value in zip(TORCHRUN_VARIABLES, ("0", "2", "0", "2"), strict=True):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="cannot be connected: .*MASTER_ADDR"):
+        launch(report, CFG, arguments())
+
+
+def test_an_address_that_cannot_be_reached():
+    with pytest.raises(InputError, match="--dist-url foo://x cannot be reached: .*foo"):
+        launch(report, CFG, arguments("--num-gpus", "2", "--dist-url", "foo://x"))
+
+
+def run_for_long(cfg: CfgNode, args: Namespace) -> None:
+    comm.synchronize()
+    Path(args.opts[0], str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def start_and_wait(folder: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background of a shell
+    if folder.endswith("interrupted"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    launch(run_for_long, CFG, arguments("--num-gpus", "2", folder))
+
+
+@pytest.mark.parametrize(
+    "name, number", [("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)]
+)
+def test_no_process_outlives_the_one_that_started_it(tmp_path, name, number):
+    folder = tmp_path / name
+    folder.mkdir()
+    parent = multiprocessing.get_context("spawn").Process(
+        target=start_and_wait, args=(str(folder),)
+    )
+    parent.start()
+    deadline = time.monotonic() + 50
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = [int(path.name) for path in folder.iterdir()]
+    assert len(children) == 2
+    os.kill(parent.pid, number)
+    parent.join(20)
+    assert parent.exitcode is not None
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, children))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,6 @@
 import json
 
-from lda_aqu.engine.metrics_file import set_aside_metrics, truncate_metrics
+from lda_aqu.engine.metrics_file import read_metrics, truncate_metrics
 
 
 def records(path) -> list[int]:
@@ -57,8 +57,19 @@ def test_no_metrics_to_truncate(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_metrics_of_an_earlier_run_are_kept_apart(tmp_path):
-    write(tmp_path / "metrics.json", [19])
-    set_aside_metrics(str(tmp_path))
-    (kept,) = tmp_path.iterdir()
-    assert kept.name.startswith("metrics-") and records(kept) == [19]
+def test_damaged_lines_are_dropped_and_kept_aside(tmp_path, caplog):
+    """As a power cut may leave them; the file is that of a writer which has it open."""
+    path = tmp_path / "metrics.json"
+    write(path, [19, 39, 59, 79])
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join(
+        [lines[0], b"\n", b"\x00" * 9 + b"\n", b"[1]\n", lines[1][:9] + b"\n", *lines[2:]]
+    )
+    path.write_bytes(damaged)
+    assert [record["iteration"] for record in read_metrics(str(tmp_path))] == [19, 59, 79]
+    with path.open("a") as writer:
+        truncate_metrics(str(tmp_path), 60, 200)
+        writer.write('{"iteration": 61}\n')
+    assert records(path) == [19, 59, 61]
+    (kept,) = tmp_path.glob("metrics-*.json")
+    assert kept.read_bytes() == damaged and "4 lines" in caplog.text

@@ -36,6 +36,23 @@ def test_bad_files(tmp_path, text, message):
         load_config(str(path), [])
 
 
+def test_aliases_and_names_that_detectron2_knows_are_no_fault(tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text(
+        "DATASETS: {TRAIN: &names [a], TEST: *names}\n"
+        "DATALOADER: {SAMPLER_TRAIN: RandomSubsetTrainingSampler}\n"
+    )
+    cfg = load_config(str(path), ["MODEL.TRUST_WEIGHTS", "True"])
+    assert cfg.DATASETS.TEST == ("a",) and cfg.MODEL.TRUST_WEIGHTS
+
+
+def test_a_base_is_checked_too(tmp_path):
+    (tmp_path / "base.yaml").write_text("SEED: 1\nSEED: 2")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml")
+    with pytest.raises(InputError, match=r"base\.yaml: SEED is twice"):
+        load_config(str(tmp_path / "top.yaml"), [])
+
+
 def test_missing_file():
     with pytest.raises(InputError, match=r"'no\.yaml' does not exist"):
         load_config("no.yaml", [])

@@ -65,25 +65,44 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {originals[near[0]]}?" if near else ""
 
 
-def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Make a command's ``main`` end with ``error: <message>`` and status 2 on :class:`InputError`.
+def mistake_in(error: BaseException) -> str | None:
+    """The one line that an error comes down to, or None where it is a defect of the program.
 
-    So too where a disk is full or read-only. Every other exception keeps its traceback: it is a
-    defect, not a mistake of the user's.
+    It is a line for an :class:`InputError`; where a disk is full or read-only, a file missing or
+    not to be opened; where a worker of a data loader was killed.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            "a worker process of the data loader was killed, as happens where memory runs out: "
+            f"set DATALOADER.NUM_WORKERS lower, and go on with --resume ({one_line(error)})"
+        )
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in FULL_DISK
+        if full or (cause is error and isinstance(cause, OSError) and cause.filename is not None):
+            where = f" ({str(cause.filename)!r})" if cause.filename is not None else ""
+            return f"{cause.strerror}{where}"
+        cause = cause.__cause__ or cause.__context__  # torch's writer fails in turn
+    return None
+
+
+def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:
+    """Make a command's ``main`` end with ``error: <message>`` and status 2 on a mistake.
+
+    Which are mistakes says :func:`mistake_in`; every other exception keeps its traceback.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            if error.errno not in FULL_DISK:
+        except Exception as error:
+            line = mistake_in(error)
+            if line is None:
                 raise
-            where = f" ({error.filename!r})" if error.filename else ""
-            print(f"error: {error.strerror}{where}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             sys.exit(2)
 
     return wrapper

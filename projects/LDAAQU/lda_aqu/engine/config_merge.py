@@ -1,13 +1,18 @@
 """Merging a config file and options into a config, with errors of one line."""
 
+import io
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode
 
 from ..errors import MISFITS, InputError, as_input_error, did_you_mean, one_line, shorten
+
+_MOST_VALUES = 100_000
 
 _KINDS = {bool: "True or False", float: "a number", str: "a string"}
 
@@ -23,7 +28,7 @@ def read_config_file(config_file: str) -> dict[str, Any]:
     source = f"config {config_file}"
     try:
         with as_input_error(source, yaml.YAMLError, OSError, AssertionError, ValueError):
-            content = CfgNode.load_yaml_with_base(config_file)
+            content = _CheckedYaml.load_yaml_with_base(config_file)
     except RecursionError as error:
         raise InputError(f"{source}: its _BASE_ leads back to itself") from error
     except (TypeError, AttributeError):
@@ -31,6 +36,40 @@ def read_config_file(config_file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{source}: it, or its _BASE_, does not hold keys with values")
     return content
+
+
+class _CheckedYaml(CfgNode):
+    """Files that are read, and those that they are based on, without what YAML lets pass."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        with super()._open_cfg(filename) as file:
+            text = file.read()
+        if _count(yaml.compose(text, yaml.SafeLoader), {}, filename) > _MOST_VALUES:
+            raise InputError(f"config {filename}: aliases make more than {_MOST_VALUES} values")
+        return io.StringIO(text)
+
+
+def _count(node: yaml.Node | None, counts: dict[yaml.Node, float], filename: str) -> float:
+    """The values that a node of a YAML file comes to, its aliases followed.
+
+    Raises:
+        InputError: a key is there twice.
+    """
+    if node not in counts:
+        counts[node] = math.inf  # where an alias leads back to itself
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = [key for key, times in Counter(keys).items() if times > 1]
+            if twice:
+                line = node.start_mark.line + 1
+                raise InputError(
+                    f"config {filename}: {twice[0]} is twice in the block of line {line}"
+                )
+            children = itertools.chain(*children)
+        counts[node] = 1 + sum(_count(child, counts, filename) for child in children)
+    return counts[node]
 
 
 def read_options(opts: list[str]) -> dict[str, Any]:

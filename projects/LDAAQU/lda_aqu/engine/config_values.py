@@ -1,5 +1,6 @@
 """What values keys may have, where nothing else would say so before the training is under way."""
 
+import operator
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -47,6 +48,17 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("INPUT.FORMAT", ("BGR", "RGB", "L", "YUV-BT.601").__contains__, "BGR, RGB, L or YUV-BT.601"),
     ("INPUT.MASK_FORMAT", ("polygon", "bitmask").__contains__, "polygon or bitmask"),
+    (
+        "MODEL.KEYPOINT_ON MODEL.LOAD_PROPOSALS TEST.AUG.ENABLED",
+        operator.not_,
+        "False: it is not supported",
+    ),
+    (
+        "MODEL.ANCHOR_GENERATOR.NAME MODEL.PROPOSAL_GENERATOR.NAME MODEL.ROI_HEADS.NAME",
+        lambda value: value not in ("RotatedAnchorGenerator", "RRPN", "RROIHeads"),
+        "another one: rotated boxes are not supported",
+    ),
+    ("SEED", lambda value: value < 2**31, "below 2**31"),
     ("VERSION", (2).__eq__, "2"),
     ("SOLVER.AMP.DTYPE", ("float16", "bfloat16").__contains__, "float16 or bfloat16"),
 ]

@@ -3,9 +3,10 @@
 import json
 import logging
 import os
-from datetime import datetime
+import shutil
 from pathlib import Path
 
+from ..files import unused_name
 from .exact_resume import metrics_written
 
 logger = logging.getLogger(__name__)
@@ -13,51 +14,56 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 
 
-def set_aside_metrics(output_dir: str) -> None:
-    """Rename the metrics file of an earlier run, if there is one, so that a new run has its own."""
-    path = Path(output_dir) / METRICS_FILE
-    if path.exists():
-        stamp = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-        kept = path.rename(path.with_name(f"metrics-{stamp}.json"))
-        logger.info("The metrics of an earlier run are kept in %s", kept)
-
-
 def read_metrics(output_dir: str) -> list[dict[str, float]]:
-    """The records, none where there is no file."""
-    path = Path(output_dir) / METRICS_FILE
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return [json.loads(line) for line in file]
+    """The records, without lines that hold none; an empty list where there is no file."""
+    return [record for _, record in _read_lines(Path(output_dir) / METRICS_FILE) if record]
 
 
 def truncate_metrics(output_dir: str, start_iter: int, max_iter: int) -> None:
-    """Drop what a run that starts at ``start_iter`` writes again.
+    """Drop what a run that starts at ``start_iter`` writes again, and what is no record.
 
-    That is what the run that is resumed had written since, and an unfinished last line. The file
-    is cut in place: a writer that has it open for appending goes on at its new end.
+    The former is what the run that is resumed had written since. The latter is an unfinished last
+    line, and what a power cut has damaged: then the file as it was is kept under another name. The
+    file is cut in place: a writer that has it open for appending goes on at its new end.
     """
     path = Path(output_dir) / METRICS_FILE
-    if not path.exists():
-        return
-    records = []
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                records.append((len(line), json.loads(line)))
+    lines = _read_lines(path)
+    records = [(line, record) for line, record in lines if record]
     # The evaluation after a run's last iteration is recorded at the one that would follow. A run
     # that is prolonged keeps it, and one that has nothing else left to do repeats it.
     ended = records and records[-1][1]["iteration"] == start_iter
-    keep = 0
-    for length, record in records:
+    kept = b""
+    for line, record in records:
         done = record["iteration"] + ("total_loss" in record)
         if start_iter >= max_iter:
-            kept = record["iteration"] < start_iter
+            before = record["iteration"] < start_iter
         elif ended and "total_loss" not in records[-1][1]:
-            kept = done <= start_iter
+            before = done <= start_iter
         else:
-            kept = done <= metrics_written(start_iter)
-        if not kept:
+            before = done <= metrics_written(start_iter)
+        if not before:
             break
-        keep += length
-    os.truncate(path, keep)
+        kept += line
+    damaged = sum(not record for _, record in lines[:-1])
+    if damaged:
+        copy = shutil.copy2(path, unused_name(path))
+        logger.warning("%d lines of %s are no metrics: it is kept as %s", damaged, path, copy.name)
+        with path.open("r+b") as file:
+            file.write(kept)
+    if lines:
+        os.truncate(path, len(kept))
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, float] | None]]:
+    """The lines of a file, each with its record, or None."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [(line, _parse(line)) for line in lines]
+
+
+def _parse(line: bytes) -> dict[str, float] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(record, dict)
+    return record if whole and isinstance(record.get("iteration"), int) else None

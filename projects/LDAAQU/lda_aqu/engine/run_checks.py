@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from argparse import Namespace
 from urllib.parse import urlparse
 
@@ -11,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import build_optimizer
 
+from .. import modeling  # noqa: F401  (registers the builders)
 from ..errors import MISFITS, InputError, as_input_error
 from .config_merge import config_items
 from .launch import find_processes
@@ -73,6 +75,12 @@ def _check_machines(args: Namespace) -> None:
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, on each machine "
             "the same: an address of the machine of rank 0 and a free port there"
         )
+    url = urlparse(args.dist_url)
+    if url.scheme == "tcp":  # torch would try for half an hour
+        with as_input_error(f"--dist-url {args.dist_url}", OSError, ValueError):
+            if not url.hostname or url.port is None:
+                raise ValueError("a host and a port are needed, tcp://HOST:PORT")
+            socket.getaddrinfo(url.hostname, url.port)
 
 
 def check_solver(cfg: CfgNode, num_processes: int) -> None:

@@ -47,6 +47,8 @@ def load_config(config_file: str, opts: list[str], *, device: str = "auto") -> C
     add_lda_aqu_config(cfg)
     for source, content in contents.items():
         merge(cfg, content, source)
+        if cfg.MODEL.TRUST_WEIGHTS and source != "options":
+            raise InputError(f"{source}: MODEL.TRUST_WEIGHTS is for the command line alone")
     check_values(cfg)
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
     register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
