@@ -7,18 +7,22 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import engine
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 from lda_aqu.engine import Trainer, find_processes, launch
-from lda_aqu.engine.launch import TORCHRUN_VARIABLES
+from lda_aqu.engine.launch import TORCHRUN_VARIABLES, _run_in_child
 from lda_aqu.errors import InputError
 from torch import distributed, nn
+
+FORK = multiprocessing.get_context("fork")
 
 CFG = CfgNode({"MODEL": {"DEVICE": "cpu"}, "DATASETS": {"TEST": ()}})
 
@@ -145,40 +149,45 @@ def test_an_address_that_cannot_be_reached():
         launch(report, CFG, arguments("--num-gpus", "2", "--dist-url", "foo://x"))
 
 
-def run_for_long(cfg: CfgNode, args: Namespace) -> None:
-    comm.synchronize()
-    Path(args.opts[0], str(os.getpid())).touch()
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_no_process_outlives_an_interrupt_of_the_one_that_started_it(monkeypatch):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        FORK.Process(target=time.sleep, args=(60,)).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(report, CFG, arguments("--num-gpus", "2"))
+    wait_until(lambda: not multiprocessing.active_children())
+
+
+def start_one_that_ignores_interrupts(folder: Path) -> None:
+    """As a process is that was started by a job in the background of a shell."""
+
+    def run(cfg: CfgNode, args: Namespace) -> None:
+        (folder / str(os.getpid())).touch()
+        time.sleep(60)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    FORK.Process(target=_run_in_child, args=(run, CFG, arguments(), FORK.SimpleQueue())).start()
     time.sleep(60)
 
 
-def start_and_wait(folder: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background of a shell
-    if folder.endswith("interrupted"):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    launch(run_for_long, CFG, arguments("--num-gpus", "2", folder))
-
-
-@pytest.mark.parametrize(
-    "name, number", [("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)]
-)
-def test_no_process_outlives_the_one_that_started_it(tmp_path, name, number):
-    folder = tmp_path / name
-    folder.mkdir()
-    parent = multiprocessing.get_context("spawn").Process(
-        target=start_and_wait, args=(str(folder),)
-    )
+def test_no_process_outlives_the_killed_one_that_started_it(tmp_path):
+    parent = FORK.Process(target=start_one_that_ignores_interrupts, args=(tmp_path,))
     parent.start()
-    deadline = time.monotonic() + 50
-    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    children = [int(path.name) for path in folder.iterdir()]
-    assert len(children) == 2
-    os.kill(parent.pid, number)
-    parent.join(20)
-    assert parent.exitcode is not None
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_running, children))
+    wait_until(lambda: any(tmp_path.iterdir()))
+    (child,) = (int(path.name) for path in tmp_path.iterdir())
+    assert is_running(child)
+    parent.kill()
+    parent.join()
+    wait_until(lambda: not is_running(child))
 
 
 def is_running(pid: int) -> bool:

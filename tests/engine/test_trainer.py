@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
@@ -94,3 +95,34 @@ def test_recipe_is_scaled_to_the_number_of_processes(tiny_config):
     assert trainer.max_iter == 8
     assert trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.005)
     assert len(next(iter(trainer.data_loader))) == 2
+
+
+@pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupPolyLR"])
+def test_values_given_on_resume_hold_and_are_named(tiny_config, tmp_path, schedule, caplog):
+    def trainer_of(*opts: str) -> Trainer:
+        opts = ("SOLVER.LR_SCHEDULER_NAME", schedule, "DATASETS.TEST", "()", *opts)
+        return Trainer(load_config(str(tiny_config), list(opts)))
+
+    trainer_of().train()
+    changed = (
+        *("SOLVER.BASE_LR", "0.001", "SOLVER.MOMENTUM", "0.5", "SOLVER.WEIGHT_DECAY", "0.3"),
+        *("SOLVER.MAX_ITER", "6", "SOLVER.POLY_LR_POWER", "2.0", "SEED", "4"),
+    )
+    resumed = trainer_of(*changed)
+    resumed.resume_or_load()
+    assert resumed.start_iter == 4
+    for key in ("BASE_LR", "MOMENTUM", "WEIGHT_DECAY", "MAX_ITER"):
+        assert f"SOLVER.{key} was " in caplog.text
+    assert re.search("SEED was -?[0-9]+ until now: from iteration 4 on it is 4", caplog.text)
+    # Those of a run that had them from the start.
+    expected = trainer_of(*changed)
+    for _ in range(4):
+        expected.optimizer.step()
+        expected.scheduler.step()
+    for group, other in zip(
+        resumed.optimizer.param_groups, expected.optimizer.param_groups, strict=True
+    ):
+        assert {**group, "params": None} == {**other, "params": None}
+    caplog.clear()
+    trainer_of().resume_or_load()
+    assert " was " not in caplog.text
