@@ -100,7 +100,6 @@ def test_a_folder_that_is_removed_ends_the_run_and_the_model_is_saved(tmp_path, 
     )
     hook = OutputFolderStays(checkpointer)
     hook.trainer = SimpleNamespace(iter=19)
-    hook.before_train()
     hook.after_step()
     hook.after_train()
     assert not saved

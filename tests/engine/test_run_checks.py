@@ -26,7 +26,8 @@ def check_processes_of(command: str, *opts: str) -> None:
         ("--num-machines 2", (), "--num-machines 2 needs --dist-url tcp://HOST:PORT"),
         ("--num-gpus 2 --dist-url tcp://localhost", (), "--dist-url tcp://localhost: .*a port"),
         ("--num-gpus 2 --dist-url tcp://localhost:999999", (), "--dist-url tcp://.*: ValueError"),
-        ("--num-gpus 2 --dist-url tcp://no.invalid:1", (), "--dist-url tcp://no.invalid:1: gai"),
+        ("--num-machines 2 --dist-url tcp://no.invalid:1", (), "tcp://no.invalid:1: gaierror"),
+        ("--num-gpus 2 --dist-url tcp://192.0.2.1:9", (), "--dist-url tcp://192.0.2.1:9: OSError"),
         ("--num-gpus 3", ("MODEL.DEVICE", "cuda"), "--num-gpus 3: this machine has 2 usable GPUs"),
         ("--num-gpus 2", ("MODEL.DEVICE", "cuda:1"), "'cuda:1' is one GPU: with 2 processes"),
         (

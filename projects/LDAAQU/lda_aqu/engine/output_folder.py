@@ -77,9 +77,6 @@ class OutputFolderStays(HookBase):
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
-
-    def before_train(self) -> None:
-        """Note which folder it is."""
         self._folder = self._look()
 
     def after_step(self) -> None:

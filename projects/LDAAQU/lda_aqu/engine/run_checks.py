@@ -76,10 +76,13 @@ def _check_machines(args: Namespace) -> None:
             "the same: an address of the machine of rank 0 and a free port there"
         )
     url = urlparse(args.dist_url)
-    if url.scheme == "tcp":  # torch would try for half an hour
+    if url.scheme == "tcp" and args.num_gpus * args.num_machines > 1:
+        # torch would try for half an hour.
         with as_input_error(f"--dist-url {args.dist_url}", OSError, ValueError):
             if not url.hostname or url.port is None:
                 raise ValueError("a host and a port are needed, tcp://HOST:PORT")
+            if args.num_machines == 1:
+                socket.create_server((url.hostname, url.port)).close()
             socket.getaddrinfo(url.hostname, url.port)
 
 

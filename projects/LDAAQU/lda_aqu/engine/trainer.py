@@ -72,7 +72,8 @@ class Trainer(DefaultTrainer):
 
         ``metrics.json`` is cut back to the checkpoint resumed.
         """
-        options = [{**group, "params": None} for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        options = [{key: group[key] for key in group if key != "params"} for group in groups]
         schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
         if self.start_iter == 0:
@@ -92,10 +93,9 @@ class Trainer(DefaultTrainer):
     def _set_solver(self, options: list[dict[str, Any]], schedule: dict[str, Any]) -> None:
         """Give optimizer and schedule, which are at some iteration, these options and state."""
         self.scheduler.load_state_dict({**schedule, "last_epoch": self.scheduler.last_epoch})
-        for group, option in zip(self.optimizer.param_groups, options, strict=True):
-            group.update({name: value for name, value in option.items() if name != "params"})
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
-            group["lr"] = rate
+        rates = self.scheduler.get_lr()
+        for group, given, rate in zip(self.optimizer.param_groups, options, rates, strict=True):
+            group.update(given | {"lr": rate})
 
     def run_step(self) -> None:
         """As in :class:`DefaultTrainer`.
