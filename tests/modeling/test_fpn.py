@@ -267,6 +267,7 @@ def test_every_option_reaches_the_upsampler():
     flat = [part for key, value in opts.items() for part in (f"MODEL.LDA_AQU.{key}", value)]
     upsampler = build(RCNN.format("_lda_aqu"), *flat).fpn_upsample2
     assert upsampler.proj_q.out_channels == 8 and upsampler.num_heads == 2
-    assert upsampler.num_groups == 4 and upsampler.num_points == 25
-    assert upsampler.conv_offset[3].kernel_size == (1, 1) and upsampler.offset_range == 3.0
+    assert upsampler.num_points == 25
+    assert upsampler.conv_offset[3].kernel_size == (1, 1)
+    assert upsampler.conv_offset.num_groups == 4 and upsampler.conv_offset.offset_range == 3.0
     assert upsampler.relative_position_bias_table is None

@@ -9,66 +9,125 @@ import pytest
 import torch
 from lda_aqu import LDAAQU
 from lda_aqu.errors import InputError
-from lda_aqu.ops import BACKENDS, backends
+from lda_aqu.ops import BACKENDS, backends, reassemble
+from lda_aqu.ops.backends import choose_implementation
 from paths import ROOT
 
 CPU = torch.device("cpu")
+X = torch.zeros(1, 16, 4, 4)
+
+
+@pytest.fixture(autouse=True)
+def forget_choices():
+    """What was chosen, and logged, before a test and in it."""
+
+    def forget() -> None:
+        backends._candidates.cache_clear()
+        backends._log.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+def chosen(backend: str, file: str, function: str) -> str:
+    """The backend that computes it on the CPU."""
+    implementation = choose_implementation(backend, file, function, [X])
+    return implementation.__module__.split(".")[-2]
 
 
 def test_the_cpu_runs_the_compiled_kernels():
     """Where there is a compiler, the installation must not have missed it silently."""
     if not (shutil.which("g++") or shutil.which("c++")):
         pytest.skip("there is no C++ compiler")
-    assert backends.choose_backend("auto", CPU).name == "cpp"
+    assert chosen("auto", "attention", "local_deformable_attention") == "cpp"
 
 
-OPERATORS = ("attention", "offset_network", "normalized_projection")
+OPERATORS = {
+    "projection": "project_normalized",
+    "offset_network": "predict_offsets",
+    "attention": "local_deformable_attention",
+    "reassembly": "reassemble",
+}
 
 
-def test_the_backend_that_was_chosen_computes_every_operator(monkeypatch):
-    called = []
-    for name in OPERATORS:
-        for module in {getattr(backend, name) for backend in BACKENDS.values()}:
-            forward = module.forward
-            monkeypatch.setattr(
-                module,
-                "forward",
-                lambda *args, f=forward, m=module: called.append(m) or f(*args),
-            )
-    for backend in [b for b in BACKENDS.values() if not b.unavailable(CPU)]:
-        LDAAQU(16, backend=backend.name)(torch.randn(1, 16, 4, 4))
-        assert set(called) == {getattr(backend, name) for name in OPERATORS}
-        assert len(called) == len(OPERATORS)
-        called.clear()
+def called(monkeypatch, backend: str, run) -> list[tuple[str, str]]:
+    """The backends and the files of the functions that compute, in their order."""
+    calls = []
+
+    def spy_on(name: str, file: str, function: str) -> None:
+        module = BACKENDS[name].file(file)
+        if module:
+            original = getattr(module, function)
+            spy = lambda *args: calls.append((name, file)) or original(*args)  # noqa: E731
+            monkeypatch.setattr(module, function, spy)
+
+    for file, function in OPERATORS.items():
+        for name in {backend, "plain"}:
+            spy_on(name, file, function)
+    run()
+    monkeypatch.undo()
+    return calls
 
 
-def test_automatic_choice_is_logged_once_with_the_reason(monkeypatch, caplog):
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if not BACKENDS[b].unavailable(CPU)])
+def test_the_backend_that_was_asked_for_computes_every_operator(monkeypatch, backend):
+    calls = called(monkeypatch, backend, lambda: LDAAQU(16, backend=backend)(X))
+    assert calls == [(backend, file) for file in ("projection", "offset_network", "attention")]
+
+
+def test_plain_serves_where_a_backend_has_no_operator_and_says_so(monkeypatch, caplog):
+    with caplog.at_level(logging.INFO, "lda_aqu"):
+        weights = torch.zeros(1, 1, 9, 8, 8)
+        calls = called(monkeypatch, "cpp", lambda: reassemble(X, weights, backend="cpp"))
+    assert calls == [("plain", "reassembly")]
+    assert caplog.messages == [
+        "Reassembly on cpu: plain (plain PyTorch); not cpp: it does not compute this"
+    ]
+
+
+def test_a_file_that_cannot_compute_a_call(monkeypatch, caplog):
+    """Automatically the next backend does; by name it raises."""
+    file = BACKENDS["cpp"].file("attention")
+    monkeypatch.setattr(file, "unavailable", lambda name, *_: f"{name}: too wide", raising=False)
+    with caplog.at_level(logging.INFO, "lda_aqu"):
+        assert chosen("auto", "attention", "local_deformable_attention") == "plain"
+    assert "not cpp: local_deformable_attention: too wide" in caplog.text
+    with pytest.raises(RuntimeError, match="backend 'cpp' cannot compute .*: too wide"):
+        LDAAQU(16, backend="cpp")(X)
+
+
+def test_automatic_choice_is_logged_once_for_each_operator_with_the_reason(monkeypatch, caplog):
     broken = replace(BACKENDS["cpp"], unavailable=lambda device: "no such file")
     monkeypatch.setitem(backends.BACKENDS, "cpp", broken)
-    backends.choose_backend.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO, "lda_aqu"):
-            for _ in range(2):
-                assert backends.choose_backend("auto", CPU).name == "plain"
-        assert len(caplog.messages) == 1
-        assert "plain PyTorch" in caplog.text and "not cpp: no such file" in caplog.text
-        with pytest.raises(RuntimeError, match="backend 'cpp' cannot run on cpu: no such file"):
-            backends.choose_backend("cpp", CPU)
-    finally:
-        backends.choose_backend.cache_clear()
+    module = LDAAQU(16)
+    with caplog.at_level(logging.INFO, "lda_aqu"):
+        for _ in range(2):
+            module(X)
+    assert [message.split(" on ")[0] for message in caplog.messages] == [
+        "Projection",
+        "Offset network",
+        "Attention",
+    ]
+    assert all("plain PyTorch" in m and "not cpp: no such file" in m for m in caplog.messages)
+    with pytest.raises(RuntimeError, match="backend 'cpp' cannot run on cpu: no such file"):
+        LDAAQU(16, backend="cpp")(X)
 
 
 def test_unknown_backends_raise():
     with pytest.raises(InputError, match="unknown backend 'cuda'; known: auto, "):
         LDAAQU(16, backend="cuda")
+    with pytest.raises(InputError, match="unknown backend 'cuda'; known: auto, "):
+        reassemble(X, torch.zeros(1, 1, 9, 8, 8), backend="cuda")
 
 
-def test_the_command_lists_every_backend():
+def test_the_command_lists_every_backend_and_operator():
     run = subprocess.run(
         [sys.executable, "-m", "lda_aqu.ops"], capture_output=True, text=True, check=True
     )
     for name in BACKENDS:
         assert f"cpu   {name:7} " in run.stdout
+    assert "cpu   reassembly: plain" in run.stdout
 
 
 def test_builds_without_a_compiler(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from lda_aqu.ops import cpp, predict_offsets, resize_and_predict_offsets
+from lda_aqu.ops import cpp, predict_offsets
 from torch.nn import functional as F
 
 OP = torch.ops.lda_aqu.predict_offsets.default
@@ -89,10 +89,8 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 def predict(inputs: tuple, backend: str, size: tuple | None) -> list[torch.Tensor]:
     """The offsets and, if there is a size, the query, resized to it."""
-    if size is None:
-        return [predict_offsets(*inputs, backend)]
-    query, offsets = resize_and_predict_offsets(inputs[0], size, *inputs[1:], backend)
-    return [offsets, query]
+    offsets, query = predict_offsets(*inputs, size, backend)
+    return [offsets] if size is None else [offsets, query]
 
 
 def run(
@@ -129,7 +127,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_matches_the_loops(backend):
     query, *parameters, groups, offset_range = inputs = draw((2, 2, 3, 4, 5, 3, 3, 2.0))
     depthwise, weight, bias, conv_weight, conv_bias = (p.numpy() for p in parameters)
-    offsets = predict_offsets(*inputs, backend)
+    offsets, _ = predict_offsets(*inputs, None, backend)
     for n, group in np.ndindex(2, groups):
         x = oracle.convolve(query[n].numpy()[3 * group : 3 * group + 3], depthwise, True)
         x = torch.from_numpy(oracle.layer_norm(x, weight, bias))
@@ -211,11 +209,11 @@ def test_gelu_and_tanh_everywhere(instruction_set):
         values = first + torch.linspace(0, 0.3, 4)
         reading = torch.cat([torch.eye(4), zero(46, 4)]).view(50, 4, 1, 1) / 64
         inputs = chosen(shape, norm_weight=zero(4), norm_bias=values, conv_weight=reading)
-        offsets = predict_offsets(*inputs[:5], zero(50), *inputs[6:], "cpp").flatten()[:4]
+        offsets = predict_offsets(*inputs[:5], zero(50), *inputs[6:], None, "cpp")[0].flatten()[:4]
         gelu = 64 * torch.atanh(offsets.double())
         torch.testing.assert_close(gelu, F.gelu(values.double()), rtol=3e-6, atol=2e-6)
         inputs = chosen(shape, conv_weight=zero(50, 4, 1, 1), conv_bias=first * torch.ones(50))
-        offsets = predict_offsets(*inputs, "cpp").flatten()
+        offsets = predict_offsets(*inputs, None, "cpp")[0].flatten()
         assert relative_error(offsets, torch.tanh(first.double()).expand(50)) < 3e-7
 
 
@@ -263,7 +261,7 @@ def test_resizes_half_precision(dtype, backend):
     offsets, query, *grads = run(inputs, backend, grads, size)
     assert offsets.dtype == torch.float32
     assert relative_error(query, expected[1]) < torch.finfo(dtype).eps
-    assert offsets.equal(predict_offsets(query, *inputs[1:], backend))
+    assert offsets.equal(predict_offsets(query, *inputs[1:], None, backend)[0])
     for actual, wanted in zip((query, *grads), expected[1:], strict=True):
         assert actual.dtype == dtype
         assert relative_error(actual, wanted) < 16 * torch.finfo(dtype).eps
@@ -412,7 +410,7 @@ def test_compiles_in_one_graph(dynamic, resized):
 def test_exports_as_one_operator():
     class Module(torch.nn.Module):
         def forward(self, *tensors):
-            return predict_offsets(*tensors, 2, 2.0)
+            return predict_offsets(*tensors, 2, 2.0)[0]
 
     tensors = draw((1, 2, 4, 5, 7, 3, 3, 2.0), torch.float32)[:6]
     program = torch.export.export(Module(), tensors)
@@ -425,7 +423,7 @@ def test_exports_for_all_sizes():
     class Module(torch.nn.Module):
         def forward(self, query, *parameters):
             size = [2 * side for side in query.shape[2:]]
-            return resize_and_predict_offsets(query, size, *parameters, 2, 2.0)
+            return predict_offsets(query, *parameters, 2, 2.0, size)
 
     tensors = draw((2, 2, 4, 5, 7, 3, 3, 2.0), torch.float32)[:6]
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
@@ -439,11 +437,11 @@ def test_exports_for_all_sizes():
     [
         (0, torch.zeros(1, 7, 5, 5), "query of 2 groups"),
         (0, torch.zeros(8, 5, 5), "4-d query"),
-        (1, torch.zeros(4, 1, 5, 5), r"a parameter \(4, 1, 3, 3\)"),
-        (2, torch.zeros(3), r"a parameter \(4,\), got \(3,\)"),
+        (1, torch.zeros(4, 1, 5, 5), r"expected depthwise \(4, 1, 3, 3\)"),
+        (2, torch.zeros(3), r"expected norm_weight \(4,\), got \(3,\)"),
         (4, torch.zeros(18, 4, 2, 2), "odd convolution"),
         (4, torch.zeros(8, 4, 3, 3), "2 k² outputs"),
-        (5, torch.zeros(17), r"a parameter \(18,\)"),
+        (5, torch.zeros(17), r"expected conv_bias \(18,\)"),
         (0, torch.zeros(1, 8, 5, 5, dtype=torch.int64), "floating-point"),
     ],
 )
@@ -458,6 +456,6 @@ def test_shapes_that_do_not_fit_raise(index, change, message):
 def test_sizes_that_are_none_raise(size):
     query, *others = draw((1, 2, 4, 5, 5, 3, 3, 2.0), torch.float32)
     with pytest.raises(RuntimeError, match=r"expected a size \(Y, X\)"):
-        resize_and_predict_offsets(query, size, *others)
-    with pytest.raises(RuntimeError, match=r"for a query \(1, 8, 0, 5\)"):
-        resize_and_predict_offsets(query[:, :, :0], (4, 4), *others)
+        predict_offsets(query, *others, size)
+    with pytest.raises(RuntimeError, match=r"only a batch may be empty, got \(1, 8, 0, 5\)"):
+        predict_offsets(query[:, :, :0], *others, (4, 4))

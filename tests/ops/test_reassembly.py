@@ -1,7 +1,8 @@
 import oracle
 import pytest
 import torch
-from lda_aqu.ops import reassemble, reassembly, similarity
+from lda_aqu.ops import reassemble, similarity
+from lda_aqu.ops.plain import reassembly as plain
 
 SIZES = [
     ((3, 4), (6, 8), 3),
@@ -41,8 +42,8 @@ def test_what_is_exported_is_the_same(monkeypatch, output_size):
     weights = torch.randn(2, 2, 9, *output_size)
     expected = reassemble(x, weights), similarity(x, query, 3)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    for name in ("_reassemble", "_similarity"):
-        monkeypatch.setattr(reassembly, name, None)
+    for name in ("reassemble", "similarity"):
+        monkeypatch.setattr(plain, name, None)
     torch.testing.assert_close((reassemble(x, weights), similarity(x, query, 3)), expected)
 
 
@@ -73,15 +74,15 @@ def test_gradients_of_every_order(output_size):
 
 def test_operators_are_registered_as_pytorch_asks():
     x, weights = torch.randn(2, 4, 3, 5), torch.randn(2, 2, 9, 6, 6)
-    query = torch.randn(2, 4, 6, 6)
+    query, operators = torch.randn(2, 4, 6, 6), torch.ops.lda_aqu
     for operator, inputs in (
-        (reassembly._reassemble, (x, weights)),
-        (reassembly._similarity, (x, query, 2, 9)),
-        (reassembly._spread, (weights, query, 3, 5)),
+        (operators.reassemble, (x, weights)),
+        (operators.similarity, (x, query, 2, 9)),
+        (operators.spread, (weights, query, 3, 5)),
     ):
         for tensor in inputs[:2]:
             tensor.requires_grad_()
-        torch.library.opcheck(operator, inputs)
+        torch.library.opcheck(operator.default, (*inputs, "auto"))
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
@@ -93,7 +94,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         return y, *torch.autograd.grad(y.square().sum(), inputs)
 
     whole = run()
-    monkeypatch.setattr(reassembly, "CHUNK", 4 * 4 * 8 * 10)  # 4 of a group's 6 channels
+    monkeypatch.setattr(plain, "CHUNK", 4 * 4 * 8 * 10)  # 4 of a group's 6 channels
     for part, expected in zip(run(), whole, strict=True):
         torch.testing.assert_close(part, expected)
 

@@ -1,4 +1,6 @@
-"""Run by test_triton_backend.py, in a process that has TRITON_INTERPRET=1 from its start."""
+"""Run by test_triton.py, in a process that has TRITON_INTERPRET=1 from its start."""
+
+from types import ModuleType
 
 import numpy as np
 import oracle
@@ -6,8 +8,9 @@ import pytest
 import torch
 import triton
 from lda_aqu import LDAAQU
-from lda_aqu.ops import triton_backend, triton_kernels
+from lda_aqu.ops import triton as backend
 from lda_aqu.ops.plain import attention as plain
+from lda_aqu.ops.triton import attention, attention_kernels
 
 # batch, heads, groups, depth, channels, k, input size, output size, bias
 CASES = {
@@ -44,19 +47,29 @@ def draw(shapes: tuple, dtype=torch.float64) -> tuple:
     )
 
 
+def forward(file: ModuleType, *inputs) -> torch.Tensor:
+    """The output that a backend's file computes."""
+    (output,) = file.local_deformable_attention(*inputs)
+    return output
+
+
+def backward(file: ModuleType, grad_output: torch.Tensor, *inputs) -> list[torch.Tensor]:
+    """The gradients that it computes."""
+    with torch.no_grad():  # else those of plain PyTorch are made to be differentiated themselves
+        return file.local_deformable_attention_backward([grad_output], *inputs)
+
+
 def assert_same(inputs: tuple, rtol: float, atol: float) -> None:
     """Output and all gradients are those of plain PyTorch, NaN where these are."""
-    output = triton_backend.forward(*inputs)
-    expected = plain.forward(*inputs)
+    output = forward(attention, *inputs)
+    expected = forward(plain, *inputs)
     torch.testing.assert_close(output, expected, rtol=rtol, atol=atol, equal_nan=True)
     generator = torch.Generator().manual_seed(0)
     grad_output = torch.randn(output.shape, generator=generator).to(output.dtype)
-    grads = triton_backend.backward(grad_output, *inputs)
+    grads = backward(attention, grad_output, *inputs)
+    names = ("query", "key", "value", "offsets", "bias")[: len(grads)]
     for name, grad, expected in zip(
-        ("query", "key", "value", "offsets", "bias"),
-        grads,
-        plain.backward(grad_output, *inputs),
-        strict=True,
+        names, grads, backward(plain, grad_output, *inputs), strict=True
     ):
         torch.testing.assert_close(
             grad, expected, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
@@ -65,9 +78,9 @@ def assert_same(inputs: tuple, rtol: float, atol: float) -> None:
 
 def set_tiles(monkeypatch, size: int) -> None:
     for kernel, name in (
-        (triton_kernels.forward_kernel, "BLOCK_PIXELS"),
-        (triton_kernels.backward_pixels_kernel, "BLOCK_PIXELS"),
-        (triton_kernels.backward_source_kernel, "BLOCK_SAMPLES"),
+        (attention_kernels.forward_kernel, "BLOCK_PIXELS"),
+        (attention_kernels.backward_pixels_kernel, "BLOCK_PIXELS"),
+        (attention_kernels.backward_source_kernel, "BLOCK_SAMPLES"),
     ):
         monkeypatch.setattr(kernel, "configs", [triton.Config({name: size})])
 
@@ -80,7 +93,7 @@ def large_tiles(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_matches_plain_pytorch(case):
-    assert triton_kernels.INTERPRETED
+    assert backend.is_interpreted()
     assert_same(draw(CASES[case]), rtol=1e-10, atol=1e-12)
 
 
@@ -89,7 +102,7 @@ def test_matches_the_loops(case):
     inputs = draw(CASES[case])
     arrays = [i.numpy() if torch.is_tensor(i) else i for i in inputs]
     expected = torch.from_numpy(oracle.attention(*arrays))
-    torch.testing.assert_close(triton_backend.forward(*inputs), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(forward(attention, *inputs), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -110,14 +123,14 @@ def test_small_tiles(monkeypatch):
 
 
 def test_64_bit_addresses(monkeypatch):
-    monkeypatch.setattr(triton_backend, "MAX_INT32_ELEMENTS", 0)
+    monkeypatch.setattr(attention, "MAX_INT32_ELEMENTS", 0)
     assert_same(draw(CASES["heads within groups"]), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     inputs = draw(CASES["one input pixel"], dtype)
-    assert triton_backend.forward(*inputs).dtype == dtype
+    assert forward(attention, *inputs).dtype == dtype
     # No more than the rounding of the results.
     assert_same(inputs, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
@@ -142,7 +155,7 @@ def test_nan_and_infinity():
     value[0, 0, 0, 0] = torch.nan
     value[0, 3, 2, 1] = -torch.inf
     inputs = (query, key, value, offsets, bias, heads)
-    output = triton_backend.forward(*inputs)
+    output = forward(attention, *inputs)
     assert output[0, :, 0, :3].isnan().all() and output[0, :, 0, 3:].eq(0).all()
     assert output.isfinite().any()
     assert_same(inputs, rtol=1e-10, atol=1e-12)
@@ -157,32 +170,32 @@ def test_reads_nothing_outside_the_map():
         middle = memory[h * w : 2 * h * w].view(n, h, w, c).permute(0, 3, 1, 2)
         assert middle.is_contiguous(memory_format=torch.channels_last)
         inputs[i] = middle.copy_(inputs[i])
-    assert triton_backend.forward(*inputs).isfinite().all()
+    assert forward(attention, *inputs).isfinite().all()
     assert_same(tuple(inputs), rtol=1e-10, atol=1e-12)
 
 
 def test_memory_formats():
     """The output and the value's gradient have the format of the value; any strides are read."""
     inputs = draw((2, 1, 1, 2, 3, 1, (2, 3), (3, 2), True))
-    expected = triton_backend.forward(*inputs)
+    expected = forward(attention, *inputs)
     assert expected.is_contiguous()
     query, key, value, offsets, bias, heads = inputs
     value = value.contiguous(memory_format=torch.channels_last)
     key = key.repeat_interleave(2, dim=1)[:, ::2]
     strided = (query.mT.contiguous().mT, key, value, offsets.mT.contiguous().mT)
-    output = triton_backend.forward(*strided, bias, heads)
+    output = forward(attention, *strided, bias, heads)
     assert output.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
     assert_same((*strided, bias, heads), rtol=1e-10, atol=1e-12)
-    grads = triton_backend.backward(output, *strided, bias, heads)
+    grads = backward(attention, output, *strided, bias, heads)
     assert grads[2].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_positions_far_outside_read_zero():
     query, key, value, offsets, bias, heads = draw((1, 1, 1, 2, 2, 1, (2, 2), (3, 2), True))
     inputs = (query, key, value, offsets + 1e6, bias, heads)
-    assert triton_backend.forward(*inputs).eq(0).all()
-    grads = triton_backend.backward(torch.ones_like(query), *inputs)
+    assert forward(attention, *inputs).eq(0).all()
+    grads = backward(attention, torch.ones_like(query), *inputs)
     assert all(grad.eq(0).all() for grad in grads[1:4])
 
 

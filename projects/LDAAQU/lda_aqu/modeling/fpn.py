@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
-from ..upsamplers import GuidedUpsampler
+from ..upsamplers import upsample_to
 
 TOPOLOGIES = ("detectron2", "published")
 FUSE_TYPES = ("sum", "avg")
@@ -32,8 +32,9 @@ class UpsamplerFPN(FPN):
     Args:
         bottom_up, in_features, out_channels, norm, top_block, fuse_type: as in :class:`FPN`.
         make_upsampler: called once for each step of the top-down path; returns a module that
-            upsamples (N, out_channels, H, W) by 2, or a :class:`GuidedUpsampler`, whose guide is
-            the lateral map that its output is fused with.
+            upsamples (N, out_channels, H, W) by 2, or a
+            :class:`~lda_aqu.upsamplers.GuidedUpsampler`, whose guide is the lateral map that its
+            output is fused with.
         extra_levels: levels above the last of ``in_features`` that join the top-down path.
     """
 
@@ -82,14 +83,6 @@ class UpsamplerFPN(FPN):
     def _level(self, part: str, stage: int) -> nn.Module:
         return getattr(self, f"fpn_{part}{stage}")
 
-    def _upsample(self, stage: int, fused: Tensor, lateral: Tensor) -> Tensor:
-        """The map of the level above ``stage`` in the size of ``lateral``."""
-        upsampler = self._level("upsample", stage)
-        if isinstance(upsampler, GuidedUpsampler):
-            return upsampler(fused, lateral)
-        height, width = lateral.shape[2:]
-        return upsampler(fused)[:, :, :height, :width]
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to the maps of the levels, "p2", "p3", ..., (N, out_channels, h, w).
 
@@ -107,7 +100,8 @@ class UpsamplerFPN(FPN):
         fused = laterals[-1]
         results = [self._level("output", self._stages[-1])(fused)]
         for stage, lateral in zip(self._stages[-2::-1], laterals[-2::-1], strict=True):
-            fused = lateral + self._upsample(stage, fused, lateral)
+            upsampler = self._level("upsample", stage)
+            fused = lateral + upsample_to(upsampler, fused, lateral, crop=True)
             if self._fuse_type == "avg":
                 fused = fused / 2
             results.insert(0, self._level("output", stage)(fused))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
-from ..upsamplers import GuidedUpsampler
+from ..upsamplers import upsample_to
 from .semantic_fpn import mean_cross_entropy
 
 
@@ -45,7 +45,7 @@ class UPerNetHead(nn.Module):
         dropout: share of the channels dropped before either classifier.
         make_upsampler: called once for each step of the top-down path; returns a module that is
             called with (N, conv_dims, h, w) and the ``output_size``, or, if it is a
-            :class:`GuidedUpsampler`, the lateral map that its output is added to.
+            :class:`~lda_aqu.upsamplers.GuidedUpsampler`, the lateral map it is to be added to.
         make_fusion_upsampler: called for each level above the finest with the factor between the
             two; returns a module that is called with that level and the ``output_size``.
         logits_upsampler: upsamples the logits, (N, K, h, w), by the finest map's stride.
@@ -181,12 +181,7 @@ class UPerNetHead(nn.Module):
         levels = [self.pyramid_pooling(maps[-1])]
         for index in reversed(range(len(self.laterals))):
             lateral = self.laterals[index](maps[index])
-            upsampler = self.upsamplers[index]
-            if isinstance(upsampler, GuidedUpsampler):
-                upsampled = upsampler(levels[0], lateral)
-            else:
-                upsampled = upsampler(levels[0], output_size=lateral.shape[2:])
-            levels.insert(0, lateral + upsampled)
+            levels.insert(0, lateral + upsample_to(self.upsamplers[index], levels[0], lateral))
         for index, output in enumerate(self.outputs):
             levels[index] = output(levels[index])
         finest, *coarser = levels

@@ -1,9 +1,9 @@
 """The operators: what they compute, and how. Know nothing of modules, networks or Detectron2."""
 
+from .attention import local_deformable_attention
 from .backends import BACKEND_CHOICES, BACKENDS, check_backend
-from .local_deformable_attention import local_deformable_attention
-from .normalized_projection import project_normalized
-from .offset_network import predict_offsets, resize_and_predict_offsets
+from .offset_network import predict_offsets
+from .projection import project_normalized
 from .reassembly import reassemble, similarity
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "predict_offsets",
     "project_normalized",
     "reassemble",
-    "resize_and_predict_offsets",
     "similarity",
 ]

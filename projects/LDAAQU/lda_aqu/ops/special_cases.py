@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .local_deformable_attention import local_deformable_attention
+from .attention import local_deformable_attention
 
 Size = tuple[int, int]
 

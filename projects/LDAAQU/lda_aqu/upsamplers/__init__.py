@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import GuidedUpsampler, Upsampler
+from .base import GuidedUpsampler, Upsampler, upsample_to
 from .registry import UPSAMPLER_REGISTRY, build_upsampler, upsampler_options
 
 # Importing a module registers its upsampler, so that adding one is adding a file.
@@ -21,5 +21,6 @@ __all__ = [
     "Sampling",
     "Upsampler",
     "build_upsampler",
+    "upsample_to",
     "upsampler_options",
 ]

@@ -77,10 +77,11 @@ class A2U(GuidedUpsampler):
 
     def _affinity(self, guide: Tensor) -> Tensor:
         """(N, C, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
-        pool, convolution = self.kernels
-        in_onnx = torch.onnx.is_in_onnx_export()
-        pooled = _average(guide, pool.output_size) if in_onnx else pool(guide)
-        kernels = convolution(pooled)  # (N, 2, k, k)
+        if torch.onnx.is_in_onnx_export():
+            pool, convolution = self.kernels
+            kernels = convolution(_average(guide, pool.output_size))
+        else:
+            kernels = self.kernels(guide)  # (N, 2, k, k)
         # Channels are the batch and images the groups: an image's own kernels, for all channels.
         features = F.conv2d(
             pad_to_even(guide).transpose(0, 1),

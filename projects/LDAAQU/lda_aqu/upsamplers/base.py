@@ -91,6 +91,28 @@ class GuidedUpsampler(Upsampler):
         return guide.shape[2], guide.shape[3]
 
 
+def upsample_to(upsampler: nn.Module, x: Tensor, lateral: Tensor, *, crop: bool = False) -> Tensor:
+    """Bring a map to the size of the finer one that it is to be fused with.
+
+    Args:
+        upsampler: an :class:`Upsampler`, or any module of its contract. A :class:`GuidedUpsampler`
+            has the finer map as its guide.
+        x: (N, C, H, W).
+        lateral: (N, C', H', W'), the finer map.
+        crop: whether an unguided upsampler is left its own factor, and rows and columns beyond
+            ``lateral`` are cut off; else it is asked for the size of ``lateral``.
+
+    Returns:
+        (N, C, H', W').
+    """
+    if isinstance(upsampler, GuidedUpsampler):
+        return upsampler(x, lateral)
+    height, width = lateral.shape[2:]
+    if crop:
+        return upsampler(x)[:, :, :height, :width]
+    return upsampler(x, output_size=(height, width))
+
+
 def check_odd(**sizes: int) -> None:
     """Raise InputError, naming the option, unless every size is odd and positive."""
     for name, size in sizes.items():

@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops import predict_offsets
 from .base import GuidedUpsampler
 from .channel_layer_norm import ChannelLayerNorm
 from .lau import Sampling
@@ -49,6 +48,7 @@ class GuidedLDAAQU(LDAAQU, GuidedUpsampler):
     def _query_key_offsets(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) and (N, C, H', W') to those of :class:`LAU`, the query from the guide."""
         self.guide_size(x, guide)
-        (query,) = self._project(guide, self.guide_norm, self.proj_q)
-        (key,) = self._project(x, self.layer_norm, self.proj_k)
-        return query, key, predict_offsets(query, *self._offset_network(), self.backend)
+        (query,) = self._project(guide, guide_norm=self.guide_norm, proj_q=self.proj_q)
+        (key,) = self._project(x, layer_norm=self.layer_norm, proj_k=self.proj_k)
+        offsets, query = self._find_offsets(query, None)
+        return query, key, offsets

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..ops import check_backend, local_deformable_attention, plain, project_normalized
+from ..ops import check_backend, local_deformable_attention, project_normalized
+from ..ops.plain.attention import sampling
 from .base import Upsampler, check_odd
 from .channel_layer_norm import ChannelLayerNorm
+from .fusing import can_be_fused
 from .registry import UPSAMPLER_REGISTRY
 
 INITIALIZATIONS = ("window", "bilinear")
@@ -95,10 +97,13 @@ class LAU(Upsampler):
             )
         else:
             self.register_parameter("relative_position_bias_table", None)
-        LAU.reset_parameters(self)
+        self._reset_attention()
 
     def reset_parameters(self) -> None:
         """Set the initial values."""
+        self._reset_attention()
+
+    def _reset_attention(self) -> None:
         nn.init.xavier_uniform_(self.proj_q.weight)
         nn.init.xavier_uniform_(self.proj_k.weight)
         self.layer_norm.norm.reset_parameters()
@@ -114,13 +119,15 @@ class LAU(Upsampler):
         The shared part is the bias of the normalisation seen through the queries' projection; it
         is chosen so that the keys' projection does not see it, if there are channels enough.
         """
-        table = self.relative_position_bias_table[0, :, 0]  # (heads, points, d / heads)
+        table = self._position_bias()
+        if table.is_meta:
+            return  # without values there is nothing to solve
         heads, points, depth = table.shape
-        shared = torch.full((heads, depth), (BILINEAR_LOGIT / depth**0.5) ** 0.5)
-        table[:, points // 2] = shared
-        projection, wanted = self.proj_q.weight.flatten(1), shared.view(-1, 1)
+        shared = table.new_full((heads, depth), (BILINEAR_LOGIT / depth**0.5) ** 0.5).float()
+        table[:, points // 2] = shared.to(table.dtype)
+        projection, wanted = self.proj_q.weight.flatten(1).float(), shared.view(-1, 1)
         if 2 * len(projection) <= self.in_channels:
-            projection = torch.cat((projection, self.proj_k.weight.flatten(1)))
+            projection = torch.cat((projection, self.proj_k.weight.flatten(1).float()))
             wanted = torch.cat((wanted, torch.zeros_like(wanted)))
         solution = torch.linalg.lstsq(projection, wanted).solution
         self.layer_norm.norm.bias.copy_(solution[:, 0])
@@ -136,7 +143,8 @@ class LAU(Upsampler):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let what ``to`` and its like do to parameters see a bias table of four axes.
 
-        PyTorch takes five for those of a volume, for which there is no channels-last.
+        The published one has five, which PyTorch takes for those of a volume, of which there is no
+        channels-last.
         """
 
         def apply(t: Tensor) -> Tensor:
@@ -149,23 +157,30 @@ class LAU(Upsampler):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, H, W) to (N, d, H', W'), (N, d, H, W) and (N, g, k_u², 2, H', W')."""
         size = self.target_size(x, output_size)
-        query, key = self._project(x, self.layer_norm, self.proj_q, self.proj_k)
-        query, offsets = self._resize_query(query, size)
+        layers = {"layer_norm": self.layer_norm, "proj_q": self.proj_q, "proj_k": self.proj_k}
+        query, key = self._project(x, **layers)
+        offsets, query = self._find_offsets(query, size)
         return query, key, offsets
 
-    def _project(
-        self, x: Tensor, layer_norm: ChannelLayerNorm, *projections: nn.Conv2d
-    ) -> list[Tensor]:
-        """(N, C, H, W), normalised, to (N, d, H, W) by each projection."""
-        norm, weights = layer_norm.norm, [projection.weight for projection in projections]
-        return project_normalized(x, norm.weight, norm.bias, weights, self.backend)
+    def _project(self, x: Tensor, **layers: nn.Module) -> list[Tensor]:
+        """(N, C, H, W), normalised by the first of the layers, to (N, d, H, W) by each other."""
+        layer_norm, *projections = layers.values()
+        if can_be_fused(self, **layers) and all(p.bias is None for p in projections):
+            norm, weights = layer_norm.norm, [projection.weight for projection in projections]
+            return project_normalized(x, norm.weight, norm.bias, weights, self.backend)
+        normalized = layer_norm(x)
+        return [projection(normalized) for projection in projections]
 
-    def _resize_query(self, query: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(N, d, H, W) to (N, d, H', W') and its offsets: none, in no memory."""
-        query = F.interpolate(query, size, mode="bilinear", align_corners=True)
-        n, _, height, width = query.shape
+    def _find_offsets(
+        self, query: Tensor, output_size: tuple[int, int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (N, d, H, W) to offsets (N, g, k_u², 2, H', W'), and resized, (N, d, H', W').
+
+        The offsets are zero: an expanded number, for which no memory is allocated.
+        """
+        query = F.interpolate(query, output_size, mode="bilinear", align_corners=True)
         zero = query.new_zeros((), dtype=torch.float32)
-        return query, zero.expand(n, 1, self.num_points, 2, height, width)
+        return zero.expand(len(query), 1, self.num_points, 2, *query.shape[2:]), query
 
     def _attend(self, x: Tensor, query: Tensor, key: Tensor, offsets: Tensor) -> Tensor:
         bias, heads = self._position_bias(), self.num_heads
@@ -173,7 +188,7 @@ class LAU(Upsampler):
 
     def _sampling(self, query: Tensor, key: Tensor, offsets: Tensor) -> Sampling:
         bias, heads = self._position_bias(), self.num_heads
-        return Sampling(offsets, *plain.attention.sampling(query, key, offsets, bias, heads))
+        return Sampling(offsets, *sampling(query, key, offsets, bias, heads))
 
     def _position_bias(self) -> Tensor | None:
         """(heads, k_u², d / heads), as the operator takes it."""

@@ -2,13 +2,12 @@
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
-from ..ops import resize_and_predict_offsets
 from .base import check_odd
-from .channel_layer_norm import ChannelLayerNorm
 from .lau import LAU, divide
+from .offset_network import OffsetNetwork
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -66,7 +65,7 @@ class LDAAQU(LAU):
             init,
             backend,
         )
-        group_depth = divide(
+        group_channels = divide(
             f"in_channels / reduction = {in_channels} / {reduction}",
             in_channels // reduction,
             "num_groups",
@@ -75,48 +74,19 @@ class LDAAQU(LAU):
         check_odd(offset_kernel_size=offset_kernel_size)
         if not (math.isfinite(offset_range) and offset_range >= 0):
             raise InputError(f"offset_range must be finite and at least 0, got {offset_range}")
-        self.num_groups = num_groups
-        self.offset_range = offset_range
-        self.conv_offset = nn.Sequential(
-            nn.Conv2d(group_depth, group_depth, 3, padding=1, groups=group_depth, bias=False),
-            ChannelLayerNorm(group_depth),
-            nn.GELU(),
-            nn.Conv2d(
-                group_depth,
-                2 * self.num_points,
-                offset_kernel_size,
-                padding=offset_kernel_size // 2,
-            ),
+        self.conv_offset = OffsetNetwork(
+            group_channels, num_groups, self.num_points, offset_kernel_size, offset_range, backend
         )
-        LDAAQU._reset_offsets(self)
 
     def reset_parameters(self) -> None:
         """Set the initial values: no offsets, so that training starts from a regular window."""
         super().reset_parameters()
-        self._reset_offsets()
+        self.conv_offset.reset_parameters()
 
-    def _reset_offsets(self) -> None:
-        nn.init.xavier_uniform_(self.conv_offset[0].weight)
-        self.conv_offset[1].norm.reset_parameters()
-        nn.init.zeros_(self.conv_offset[3].weight)
-        nn.init.zeros_(self.conv_offset[3].bias)
-
-    def _resize_query(self, query: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(N, d, H, W) to (N, d, H', W') and (N, g, k_u², 2, H', W'): (dy, dx) in output pixels."""
-        return resize_and_predict_offsets(query, size, *self._offset_network(), self.backend)
-
-    def _offset_network(self) -> tuple[Tensor | int | float, ...]:
-        """What the operators are told of the network."""
-        depthwise, layer_norm, _, convolution = self.conv_offset
-        return (
-            depthwise.weight,
-            layer_norm.norm.weight,
-            layer_norm.norm.bias,
-            convolution.weight,
-            convolution.bias,
-            self.num_groups,
-            self.offset_range,
-        )
+    def _find_offsets(
+        self, query: Tensor, output_size: tuple[int, int] | None
+    ) -> tuple[Tensor, Tensor]:
+        return self.conv_offset(query, output_size)
 
 
 @UPSAMPLER_REGISTRY.register()

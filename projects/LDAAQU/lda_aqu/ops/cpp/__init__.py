@@ -1,17 +1,14 @@
-"""The compiled CPU kernels of ``csrc/``, a module for each operator.
+"""The operators as compiled CPU kernels (``csrc/``). A file for each kind, as in :mod:`.plain`."""
 
-Each has ``forward`` and ``backward`` as its namesake in :mod:`lda_aqu.ops.plain`.
-"""
-
-from . import attention, normalized_projection, offset_network
+from . import attention, offset_network, projection
 from .library import DTYPES, instruction_set, unavailable, use_instruction_set
 
 __all__ = [
     "DTYPES",
     "attention",
     "instruction_set",
-    "normalized_projection",
     "offset_network",
+    "projection",
     "unavailable",
     "use_instruction_set",
 ]

@@ -2,21 +2,23 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..memory_format import memory_format_of
-from .library import DTYPES, Call, fields, in_huge_pages
+from ..layout import memory_format_of
+from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 
-class Problem(ctypes.Structure):
-    """The struct of attention_problem.h."""
+class AttentionProblem(Problem):
+    """The struct of csrc/attention/problem.h."""
 
+    operator = "attention"
     _fields_ = (
         *fields(ctypes.c_int64, "batch depth channels heads groups kernel_size"),
-        *fields(ctypes.c_int64, "in_height in_width out_height out_width threads output_dtype"),
+        *fields(ctypes.c_int64, "in_height in_width out_height out_width threads dtype"),
         *fields(ctypes.c_int64 * 6, "offset_strides grad_offset_strides"),
         *fields(ctypes.c_int64 * 4, "key_strides value_strides output_strides grad_value_strides"),
         *fields(ctypes.c_void_p, "query key value offsets bias output grad_output"),
@@ -24,14 +26,14 @@ class Problem(ctypes.Structure):
     )
 
 
-def forward(
+def local_deformable_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> Tensor:
+) -> list[Tensor]:
     """See :func:`lda_aqu.ops.local_deformable_attention`."""
     call = _Call(query, key, value, offsets, position_bias, num_heads)
     output = in_huge_pages(
@@ -43,46 +45,48 @@ def forward(
     )
     if output.numel():
         call.set_tensor("output", output, "output_strides")
-        call.run("forward", "workspace_size", is_backward=False)
-    return output.to(value.dtype)
+        call.run("forward")
+    return [output.to(value.dtype)]
 
 
-def backward(
-    grad_output: Tensor,
+def local_deformable_attention_backward(
+    grads: Sequence[Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five tensors, in their order; the last is empty without a bias."""
+) -> list[Tensor]:
+    """Gradients of the tensors, in their order."""
+    (grad_output,) = grads
     call = _Call(query, key, value, offsets, position_bias, num_heads)
     dtype = call.dtype
-    bias = query.new_empty(0) if position_bias is None else position_bias
-    inputs = (query, key, value, offsets, bias)
-    grads = (
-        torch.empty_like(query, dtype=dtype, memory_format=torch.channels_last),
-        torch.empty_like(key, dtype=dtype, memory_format=torch.channels_last),
-        torch.empty_like(value, dtype=dtype),
-        torch.empty_like(offsets, dtype=dtype),
-        torch.empty_like(bias, dtype=dtype, memory_format=torch.contiguous_format),
-    )
+    layouts = {
+        "query": (query, torch.channels_last, None),
+        "key": (key, torch.channels_last, None),
+        "value": (value, memory_format_of(value), "grad_value_strides"),
+        "offsets": (offsets, torch.contiguous_format, "grad_offset_strides"),
+    }
+    if position_bias is not None:
+        layouts["bias"] = (position_bias, torch.contiguous_format, None)
+    results = {
+        name: torch.empty_like(tensor, dtype=dtype, memory_format=memory_format)
+        for name, (tensor, memory_format, _) in layouts.items()
+    }
     if grad_output.numel():
         call.set_tensor("grad_output", grad_output.to(call.output_dtype), "output_strides")
-        strides = (None, None, "grad_value_strides", "grad_offset_strides", None)
-        names = ("grad_query", "grad_key", "grad_value", "grad_offsets", "grad_bias")
-        for name, grad, stride in zip(names, grads, strides, strict=True):
-            call.set_tensor(name, in_huge_pages(grad), stride)
-        call.run("backward", "workspace_size", is_backward=True)
+        for name, grad in results.items():
+            call.set_tensor(f"grad_{name}", in_huge_pages(grad), layouts[name][2])
+        call.run("backward")
     else:
-        for grad in grads:
+        for grad in results.values():
             grad.zero_()
-    return tuple(grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True))
+    return [grad.to(layouts[name][0].dtype) for name, grad in results.items()]
 
 
 class _Call(Call):
-    """The inputs as the kernels read them, and the Problem that describes them."""
+    """The inputs as the kernels read them, and the AttentionProblem that describes them."""
 
     def __init__(
         self,
@@ -103,7 +107,7 @@ class _Call(Call):
         # Pixels have 32-bit numbers, those of the border that the kernels add to a map too.
         if (key.shape[2] + 3) * (key.shape[3] + 1) >= 2**31:
             raise RuntimeError(f"maps of 2^31 pixels and more do not fit: {tuple(key.shape)}")
-        problem = Problem(
+        problem = AttentionProblem(
             batch=batch,
             depth=depth,
             channels=value.shape[1],
@@ -115,7 +119,7 @@ class _Call(Call):
             out_height=out_height,
             out_width=out_width,
             threads=torch.get_num_threads(),
-            output_dtype=DTYPES.index(self.output_dtype),
+            dtype=DTYPES.index(self.output_dtype),
         )
         super().__init__(problem)
         query = query.to(self.dtype).contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,12 @@
-"""The operators in plain PyTorch, for any device, a module for each."""
+"""The operators in plain PyTorch, for any device: what every other backend is compared with.
 
-from . import attention, normalized_projection, offset_network
+A file for each kind of operator; its functions are named as the operators, and compute in ordinary
+differentiable PyTorch, so that exporters and transforms of functions can act on them.
+"""
 
-__all__ = ["attention", "normalized_projection", "offset_network"]
+import torch
+
+
+def unavailable(device: torch.device) -> str:
+    """Why it cannot run on a device: it can on any, so ""."""
+    return ""

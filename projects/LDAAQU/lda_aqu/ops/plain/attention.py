@@ -6,33 +6,33 @@ Shape shorthand:
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
+from ..layout import laid_out, memory_format_of
+from ..standard import is_transformed
+
+Reader = Callable[[Tensor, Tensor], Tensor]
 
 BILINEAR, ZEROS = 0, 0  # codes of aten's grid sampler for interpolation and padding
 
 
-def forward(
+def local_deformable_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> Tensor:
+) -> list[Tensor]:
     """See :func:`lda_aqu.ops.local_deformable_attention`."""
     with without_autocast(value):
-        sampler = _Sampler(query, key, value, offsets, position_bias, num_heads)
-        attention = sampler.attention()
-        output = sampler.split_heads(sampler.value.new_zeros((*value.shape[:2], *query.shape[2:])))
-        for n in range(sampler.num_points):
-            sampled = sampler.split_heads(sampler.sample(sampler.value, n))
-            output = torch.addcmul(output, sampled, attention[:, :, n, None])
-    return output.flatten(1, 2).to(value.dtype)
+        inputs = (query, key, value, offsets, position_bias, num_heads)
+        return [_attend(*inputs, _gather if is_transformed() else _sample_grid)]
 
 
 def sampling(
@@ -48,20 +48,23 @@ def sampling(
         return sampler.positions(), sampler.attention()
 
 
-def backward(
-    grad_output: Tensor,
+def local_deformable_attention_backward(
+    grads: Sequence[Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five tensors, in their order; the last is empty without a bias."""
+) -> list[Tensor]:
+    """Gradients of the tensors, in their order."""
+    inputs = (query, key, value, offsets, position_bias)
     with without_autocast(value):
-        s = _Sampler(query, key, value, offsets, position_bias, num_heads)
+        if torch.is_grad_enabled():
+            return _differentiable_backward(grads, inputs, num_heads)
+        s = _Sampler(*inputs, num_heads)
         attention = s.attention()
-        grad_output = s.split_heads(grad_output.to(s.value.dtype))
+        grad_output = s.split_heads(grads[0].to(s.value.dtype))
         grad_offsets = torch.zeros_like(s.offsets, memory_format=torch.contiguous_format)
 
         grad_value = torch.zeros_like(s.value)
@@ -83,18 +86,75 @@ def backward(
             grad_logit = grad_logits[:, :, n, None]
             grad_query.addcmul_(s.split_heads(s.sample(s.key, n)), grad_logit)
             s.sample_backward((q * grad_logit).flatten(1, 2), s.key, n, grad_key, grad_offsets)
-        if s.bias is None:
-            grad_bias = query.new_empty(0)
-        else:
+        grad_bias = []
+        if s.bias is not None:
             grad_query += torch.einsum("nhkyx,hkd->nhdyx", grad_logits, s.bias)
-            grad_bias = torch.einsum("nhkyx,nhdyx->hkd", grad_logits, q).to(position_bias.dtype)
-    return (
-        grad_query.flatten(1, 2).to(query.dtype),
-        grad_key.view(key.shape).to(key.dtype),
-        grad_value.view(value.shape).to(value.dtype),
-        grad_offsets.to(offsets.dtype),
-        grad_bias,
-    )
+            grad_bias = [torch.einsum("nhkyx,nhdyx->hkd", grad_logits, q).to(position_bias.dtype)]
+        return [
+            laid_out(grad_query.flatten(1, 2).to(query.dtype), torch.channels_last),
+            laid_out(grad_key.view(key.shape).to(key.dtype), torch.channels_last),
+            laid_out(grad_value.view(value.shape).to(value.dtype), memory_format_of(value)),
+            grad_offsets.to(offsets.dtype),
+            *grad_bias,
+        ]
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    position_bias: Tensor | None,
+    num_heads: int,
+    read: Reader,
+) -> Tensor:
+    sampler = _Sampler(query, key, value, offsets, position_bias, num_heads, read)
+    attention = sampler.attention()
+    output = sampler.split_heads(sampler.value.new_zeros((*value.shape[:2], *query.shape[2:])))
+    for n in range(sampler.num_points):
+        sampled = sampler.split_heads(sampler.sample(sampler.value, n))
+        output = torch.addcmul(output, sampled, attention[:, :, n, None])
+    return laid_out(output.flatten(1, 2).to(value.dtype), memory_format_of(value))
+
+
+def _differentiable_backward(
+    grads: Sequence[Tensor], inputs: Sequence[Tensor | None], num_heads: int
+) -> list[Tensor]:
+    """The gradients with a graph of their own, for derivatives of higher order."""
+    inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+    output = _attend(*inputs, num_heads, _gather)
+    tensors = [t for t in inputs if t is not None]
+    return list(torch.autograd.grad(output, tensors, grads[0], create_graph=True))
+
+
+def _sample_grid(source: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear samples of (N, C, H, W), (N, C, Y, X), at (N, Y, X, 2), (x, y) in [-1, 1].
+
+    Corners are aligned; outside the map zero is read.
+    """
+    return torch.grid_sampler(source, grid, BILINEAR, ZEROS, True)
+
+
+def _gather(source: Tensor, grid: Tensor) -> Tensor:
+    """What :func:`_sample_grid` reads, in operators of which all derivatives are known."""
+    height, width = source.shape[2:]
+    x, y = ((grid[..., axis] + 1) * ((side - 1) / 2) for axis, side in ((0, width), (1, height)))
+    total = 0.0
+    for row, weight_y in _neighbours(y):
+        for column, weight_x in _neighbours(x):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            index = torch.where(inside, row * width + column, 0).long().flatten(1)
+            pixels = source.flatten(2).gather(2, index[:, None].expand(-1, source.shape[1], -1))
+            weight = torch.where(inside, weight_y * weight_x, 0)
+            total = total + pixels.unflatten(2, y.shape[1:]) * weight[:, None]
+    return total
+
+
+def _neighbours(position: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole positions before and after, and their weights in linear interpolation."""
+    before = position.detach().floor()
+    yield before, before + 1 - position
+    yield before + 1, position - before
 
 
 class _Sampler:
@@ -108,7 +168,9 @@ class _Sampler:
         offsets: Tensor,
         position_bias: Tensor | None,
         num_heads: int,
+        read: Reader = _sample_grid,
     ) -> None:
+        self.read = read
         dtypes = [t.dtype for t in (query, key, value, offsets, position_bias) if t is not None]
         dtype = reduce(torch.promote_types, dtypes, torch.float32)
         self.num_heads = num_heads
@@ -158,7 +220,7 @@ class _Sampler:
 
     def sample(self, source: Tensor, n: int) -> Tensor:
         """Read point n of ``source``, (N * g, C / g, H, W): (N, C, Y, X)."""
-        return self._merge_groups(torch.grid_sampler(source, self._grid(n), BILINEAR, ZEROS, True))
+        return self._merge_groups(self.read(source, self._grid(n)))
 
     def sample_backward(
         self, grad: Tensor, source: Tensor, n: int, grad_source: Tensor, grad_offsets: Tensor
