@@ -1,9 +1,9 @@
 """Whose output folder it is."""
 
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,8 @@ from lda_aqu.engine.output_folder import (
 )
 from lda_aqu.errors import InputError
 from lda_aqu.files import atomic_write
+
+FORK = multiprocessing.get_context("fork")
 
 
 def left_by_an_earlier_run(folder: Path) -> None:
@@ -64,18 +66,20 @@ def test_metrics_that_are_no_file_are_set_aside(tmp_path, make, caplog):
 
 def test_one_run_at_a_time(tmp_path):
     """Another process has it; one that is killed gives it back."""
-    script = (
-        "import sys; from lda_aqu.engine.output_folder import lock_output\n"
-        "with lock_output(sys.argv[1]): print(flush=True); input()"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as other:
-        other.stdout.readline()
-        with pytest.raises(InputError, match="that is still going"), lock_output(str(tmp_path)):
-            pass
-        other.kill()
-        other.wait()
+    locked = FORK.Event()
+
+    def hold() -> None:
+        with lock_output(str(tmp_path)):
+            locked.set()
+            time.sleep(60)
+
+    other = FORK.Process(target=hold)
+    other.start()
+    assert locked.wait(20)
+    with pytest.raises(InputError, match="that is still going"), lock_output(str(tmp_path)):
+        pass
+    other.kill()
+    other.join()
     (tmp_path / "model_final.pth.7.unfinished").write_text("half")
     with lock_output(str(tmp_path)):
         assert names(tmp_path) == {".lock"}
