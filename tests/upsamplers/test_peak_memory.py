@@ -8,14 +8,8 @@ import torch
 from lda_aqu.ops import BACKENDS
 
 # In outputs: of the forward pass, with and without gradients, and of the backward pass. All the
-# pixels that an upsampler reads would be 9 outputs (LDAAQU, A2U) or 25.
-BOUNDS = {
-    "LDAAQU": (3, 3),
-    "CARAFE": (2.4, 2.4),
-    "SAPAB": (4, 4),
-    "FADE": (4, 5),
-    "A2U": (6, 8.5),
-}
+# pixels that an upsampler reads would be 9 outputs (LDAAQU, A2U) or 25, their gradient as much.
+BOUNDS = {"LDAAQU": (3, 3), "CARAFE": (2.4, 2.4), "SAPAB": (4, 5), "FADE": (4, 6), "A2U": (6, 12)}
 if BACKENDS["cpp"].unavailable(torch.device("cpu")):
     BOUNDS["LDAAQU"] = (6, 8)  # plain PyTorch, one point of the values at a time
 
