@@ -152,3 +152,12 @@ def test_model_zoo_checkpoint_loads(tmp_path):
     upsamplers = [f"{name}." for name, m in ours.named_modules() if isinstance(m, LDAAQU)]
     missing = set(state) - set(theirs.state_dict())
     assert len(upsamplers) == 9 and all(key.startswith(tuple(upsamplers)) for key in missing)
+
+
+def test_a_batch_without_labels_has_the_loss_0():
+    head = build(OURS)
+    features, targets = inputs()
+    loss = head(features, torch.full_like(targets, 255))[1]["loss_sem_seg"]
+    loss.backward()
+    assert loss == 0
+    assert all(not parameter.grad.any() for parameter in head.parameters())

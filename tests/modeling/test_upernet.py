@@ -195,3 +195,12 @@ def test_bad_values_name_the_key(opts, message):
     key, value = opts
     with pytest.raises(InputError, match=message):
         build(f"MODEL.{key}", value)
+
+
+def test_a_batch_without_labels_has_losses_of_0():
+    head = build()
+    features, targets = inputs(64, 64)
+    losses = head(features, torch.full_like(targets, 255))[1]
+    sum(losses.values()).backward()
+    assert list(losses.values()) == [0, 0]
+    assert all(not parameter.grad.any() for parameter in head.parameters())

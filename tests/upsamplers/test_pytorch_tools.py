@@ -242,3 +242,10 @@ def test_empty_maps_raise(empty):
             local_deformable_attention(
                 depthless, depthless, value, torch.zeros(1, 1, 9, 2, 4, 4), None, 1
             )
+
+
+def test_a_hook_on_all_modules_sees_every_layer():
+    module, seen = build("LDAAQU"), []
+    with nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer)):
+        module(*inputs_of(module))
+    assert {module.proj_q, module.proj_k, *module.conv_offset} <= set(seen)
