@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lda_aqu.errors import InputError, exit_on_input_error
+from lda_aqu.study.plan import Study, parse_seeds
 from lda_aqu.study.report import write_report
-from lda_aqu.study.runs import Study, parse_seeds, run_all
+from lda_aqu.study.runner import run_all
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 

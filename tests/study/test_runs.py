@@ -1,6 +1,7 @@
 """The runs of a study: a script that takes their place, except in the tests of train_net.py."""
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from lda_aqu.errors import InputError
-from lda_aqu.study.runs import Study, parse_seeds, run_all
+from lda_aqu.study.plan import Study, parse_seeds
+from lda_aqu.study.runner import run_all
 from paths import ROOT
 
 FAKE = Path(__file__).with_name("fake_train_net.py")
-TOOL = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "study.py")]
+TOOL = ROOT / "tools" / "study.py"
 
 
 @pytest.fixture
@@ -176,39 +179,57 @@ def test_the_folder_of_another_study(study):
         study(opts=("SOLVER.MAX_ITER", "40", "SOLVER.BASE_LR", "0.02")).prepare()
 
 
-def tool(config: Path, output: Path, *args: object) -> list[str]:
-    opts = ("SOLVER.CHECKPOINT_PERIOD", "1")
-    return [*TOOL, *map(str, ("--config-file", config, *args, "--output", output, *opts))]
+def arguments(config: Path, output: Path, *args: object) -> list[str]:
+    return [*map(str, ("--config-file", config, *args, "--output", output))]
 
 
-def test_train_net_in_pairs(tiny_config, tmp_path):
+def test_train_net_in_pairs(tiny_config, tmp_path, capsys):
     """An upsampler whose options do not fit this model among them."""
-    arms = ("--upsamplers", "Nearest", "LDAAQU:reduction=64", "--seeds", "1")
-    done = subprocess.run(
-        tool(tiny_config, tmp_path / "out", *arms, "--threads", 1), capture_output=True, text=True
-    )
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert "LDAAQU:reduction=64 with seed 1 failed (2): error: MODEL.FPN.UPSAMPLER" in done.stderr
-    (result,) = read(tmp_path / "out" / "results.json")
+    main = runpy.run_path(str(TOOL))["main"]
+    arms = ("--upsamplers", "Nearest", "LDAAQU:reduction=64", "--seeds", "1", "--threads", 1)
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(arguments(tiny_config, tmp_path / "out", *arms)) == 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    message = "LDAAQU:reduction=64 with seed 1 failed (2): error: MODEL.FPN.UPSAMPLER"
+    assert message in capsys.readouterr().err
+    file = tmp_path / "out" / "results.json"
+    (result,) = read(file)
     assert result["metrics"]["bbox/AP"] is not None and result["seconds"] > 0
-    again = tmp_path / "again"
-    files = ("--report", tmp_path / "out" / "results.json", "--output", again)
-    subprocess.run([*TOOL, *map(str, files)], check=True, capture_output=True)
-    assert (again / "report.md").read_text() == (tmp_path / "out" / "report.md").read_text()
+    assert main(["--report", str(file), "--output", str(tmp_path / "again")]) == 0
+    pages = [(tmp_path / name / "report.md").read_text() for name in ("out", "again")]
+    assert pages[0] == pages[1] and "box AP" in pages[0]
 
 
 @pytest.mark.slow
 def test_a_study_of_train_net_that_is_killed_again_and_again(tiny_config, tmp_path):
     arms = ("--upsamplers", "Nearest", "LDAAQU", "--seeds", "1-2", "--jobs", 2, "--threads", 1)
-    command = tool(tiny_config, tmp_path / "cut", *arms)
-    for number, seconds in ((signal.SIGTERM, 25), (signal.SIGINT, 35), (signal.SIGKILL, 30)):
-        process = subprocess.Popen(command)
-        time.sleep(seconds)
+    opts = ("SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "1")
+    cut, whole = (
+        [sys.executable, str(TOOL), *arguments(tiny_config, tmp_path / name, *arms), *opts]
+        for name in ("cut", "whole")
+    )
+    for folder, number in (
+        ("Nearest/seed_1", signal.SIGTERM),
+        ("LDAAQU/seed_1", signal.SIGINT),
+        ("LDAAQU/seed_2", signal.SIGKILL),
+    ):
+        process = subprocess.Popen(cut)
+        while not (tmp_path / "cut" / folder / "last_checkpoint").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
         process.send_signal(number)
-        process.wait(300)
-    assert subprocess.run(command).returncode == 0
-    assert subprocess.run(tool(tiny_config, tmp_path / "whole", *arms)).returncode == 0
-    cut, whole = (read(tmp_path / name / "results.json") for name in ("cut", "whole"))
+        assert process.wait(300) == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[number.name]
+    assert subprocess.run(cut).returncode == 0
+    assert subprocess.run(whole).returncode == 0
+    logs = [path.read_text() for path in (tmp_path / "cut").glob("*/*/console.log")]
+    assert sum("Resuming at iteration" in log for log in logs) >= 2
+    results, expected = (read(tmp_path / name / "results.json") for name in ("cut", "whole"))
     keep = ("seed", "upsampler", "metrics")
-    assert [[r[k] for k in keep] for r in cut] == [[r[k] for k in keep] for r in whole]
-    assert len(whole) == 4
+    assert [[r[k] for k in keep] for r in results] == [[r[k] for k in keep] for r in expected]
+    assert len(expected) == 4
+    for path in (tmp_path / "whole").glob("*/*/model_final.pth"):
+        other = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
+        weights, same = (torch.load(file)["model"] for file in (path, other))
+        assert all(torch.equal(weights[name], same[name]) for name in weights | same)

@@ -1,6 +1,7 @@
 """The picture of studies: every paired difference, the means and their intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,18 @@ from .statistics import Arm
 COLUMNS = 3
 
 
-def draw(path: Path, studies: Mapping[str, Sequence[Arm]]) -> None:
-    """Draw a panel for each metric of each study, by its title, that has differences."""
-    panels: dict[str, list[Arm]] = {}
-    for title, arms in studies.items():
-        for arm in arms:
-            if arm.differences:
-                panels.setdefault(f"{title}\n{arm.metric}", []).append(arm)
-    columns, most = min(COLUMNS, len(panels)), max(map(len, panels.values()))
+def draw(path: Path, studies: Sequence[tuple[str, Sequence[Arm]]]) -> None:
+    """Draw a panel for each metric of each study, (title, arms), that has differences."""
+    panels = [
+        (f"{title}\n{metric}", list(compared))
+        for title, arms in studies
+        for metric, compared in groupby((a for a in arms if a.differences), lambda a: a.metric)
+    ]
+    columns, most = min(COLUMNS, len(panels)), max(len(arms) for _, arms in panels)
     rows = -(-len(panels) // columns)
     size = (1 + 4.5 * columns, rows * (1.4 + 0.4 * most))
     figure = Figure(figsize=size, layout="constrained")
-    for number, (title, arms) in enumerate(panels.items(), 1):
+    for number, (title, arms) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
         axes.axvline(0, color="grey", linewidth=1)
         for y, arm in enumerate(arms):

@@ -1,26 +1,20 @@
-"""The runs of a study: what each is, and having them done side by side."""
+"""What a study compares, and the runs that it takes."""
 
-import fcntl
 import json
-import os
 import re
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
 from ..engine import check_datasets, check_model, check_weights, load_config
 from ..engine.config_merge import config_items
 from ..errors import InputError
 from ..upsampler_arguments import parse_upsampler, upsampler_keys
 from ..upsamplers import UPSAMPLER_REGISTRY, GuidedUpsampler
-from .results import Result, measured, provenance, read_metrics, write_json
+from .results import Result, write_json
 
 COMPARED = "compared"
 """In the config of a study, in the place of the upsampler's name."""
@@ -161,110 +155,3 @@ class Study:
                     f"--output {str(self.output)!r} is of another study, in which {key} is {was!r} "
                     f"and not {value!r}: name another folder"
                 )
-
-
-def run_all(
-    study: Study, cfg: CfgNode, seeds: Sequence[int], script: Path, jobs: int, threads: int
-) -> list[Path]:
-    """Do the runs of a study that are not done; those that fail are reported, and others go on.
-
-    Where an exception, as that of Ctrl-C, interrupts this, the runs are told to save and to end,
-    and another call goes on with them; a second one kills them.
-
-    Args:
-        study: what to run, after :meth:`Study.prepare`.
-        cfg: what that gave.
-        seeds: the SEED of each run of an upsampler.
-        script: train_net.py.
-        jobs: runs at a time.
-        threads: of each on the CPU.
-
-    Returns:
-        The logs of those that failed.
-    """
-    about = provenance(cfg.MODEL.DEVICE, script.parent) | {"threads": threads, "jobs": jobs}
-    file = os.path.relpath(study.config_file)
-    about["config"] = {"file": file, "options": study.opts, "compared": study.keys}
-    runs = study.runs(seeds)
-    waiting = [run for run in runs if not run.result.exists()][::-1]
-    going: dict[subprocess.Popen, Run] = {}
-    failed: list[Path] = []
-
-    def collect(wait: bool) -> None:
-        for process, run in list(going.items()):
-            pid, status, usage = os.wait4(process.pid, 0 if wait else os.WNOHANG)
-            if not pid:
-                continue
-            del going[process]
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode == 0:
-                named = {"seed": run.seed, "upsampler": run.upsampler}
-                named["options"] = parse_upsampler(run.upsampler)[1]
-                write_json(run.result, named | measured(run.folder, usage.ru_maxrss) | about)
-                study.gather()
-            elif not wait:
-                failed.append(run.log)
-                last = run.log.read_text(errors="replace").strip().rpartition("\n")[2]
-                what = f"{run.upsampler} with seed {run.seed} failed ({process.returncode})"
-                tqdm.write(f"{what}: {last}\n  see {run.log}", file=sys.stderr)
-
-    steps = cfg.SOLVER.MAX_ITER
-    total, done = len(runs) * steps, (len(runs) - len(waiting)) * steps
-    with (
-        _locked(study.output) as lock,
-        tqdm(total=total, initial=done, unit="iteration") as bar,
-    ):
-        try:
-            while waiting or going:
-                while waiting and len(going) < jobs:
-                    run = waiting.pop()
-                    going[_start(study.command(script, run), run, threads, lock)] = run
-                time.sleep(0.2)
-                collect(wait=False)
-                ended = len(runs) - len(waiting) - len(going)
-                bar.n = ended * steps + sum(_iterations(run) for run in going.values())
-                bar.set_postfix_str(f"{ended} of {len(runs)} runs, {len(failed)} failed")
-        finally:
-            try:
-                for process in going:
-                    process.terminate()
-                collect(wait=True)
-            finally:
-                for process in going:
-                    process.kill()
-    return failed
-
-
-def _start(command: list[str], run: Run, threads: int, lock: int) -> subprocess.Popen:
-    """Start a run, in a group of its own: Ctrl-C in the terminal is for the study alone."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with run.log.open("a") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            pass_fds=[lock],
-            start_new_session=True,
-        )
-
-
-def _iterations(run: Run) -> int:
-    """How many it has written down."""
-    return max((int(record["iteration"]) + 1 for record in read_metrics(run.folder)), default=0)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Wait until no run of an earlier start is left in the folder, and keep later starts waiting.
-
-    The runs inherit the file, and the lock with it: it outlives a study that is killed.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Runs of an earlier start in {folder} are still going: waiting for their end")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
