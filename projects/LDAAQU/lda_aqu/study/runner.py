@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,8 +40,8 @@ def run_all(
     about = provenance(cfg.MODEL.DEVICE, script.parent) | {"threads": threads, "jobs": jobs}
     file = os.path.relpath(study.config_file)
     about["config"] = {"file": file, "options": study.opts, "compared": study.keys}
-    runs = study.runs(seeds)
-    waiting = [run for run in runs if not run.result.exists()][::-1]
+    runs, steps = study.runs(seeds), cfg.SOLVER.MAX_ITER
+    waiting: list[Run] = []
     going: dict[subprocess.Popen, Run] = {}
     failed: list[Path] = []
 
@@ -62,12 +63,9 @@ def run_all(
                 what = f"{run.upsampler} with seed {run.seed} failed ({process.returncode})"
                 tqdm.write(f"{what}: {last}\n  see {run.log}", file=sys.stderr)
 
-    steps = cfg.SOLVER.MAX_ITER
-    total, done = len(runs) * steps, (len(runs) - len(waiting)) * steps
-    with (
-        _locked(study.output) as lock,
-        tqdm(total=total, initial=done, unit="iteration") as bar,
-    ):
+    with _locked(study.output) as lock, tqdm(total=len(runs) * steps, unit="iteration") as bar:
+        waiting += [run for run in reversed(runs) if not run.result.exists()]
+        bar.initial = bar.n = (len(runs) - len(waiting)) * steps
         try:
             while waiting or going:
                 while waiting and len(going) < jobs:
@@ -79,15 +77,16 @@ def run_all(
                 state = f"{ended} of {len(runs)} runs, {len(failed)} failed"
                 bar.set_postfix_str(state, refresh=False)
                 now = ended * steps + sum(_iterations(run) for run in going.values())
-                bar.update(now - bar.n)
+                if now != bar.n:  # a log has a line for each update
+                    bar.update(now - bar.n)
         finally:
             try:
-                for process in going:
-                    process.terminate()
+                for process in going:  # Popen.terminate might reap it, and its usage be lost
+                    os.kill(process.pid, signal.SIGTERM)
                 collect(wait=True)
             finally:
                 for process in going:
-                    process.kill()
+                    os.kill(process.pid, signal.SIGKILL)
     return failed
 
 
