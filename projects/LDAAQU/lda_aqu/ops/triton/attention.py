@@ -72,6 +72,14 @@ def _is_channels_last(x: Tensor) -> bool:
     return memory_format_of(x) == torch.channels_last
 
 
+def _sum(shares: Tensor, dim: int, result: Tensor) -> None:
+    """Write the sum over a dimension, added up in the dtype of the shares."""
+    if result.dtype == shares.dtype:
+        torch.sum(shares, dim, out=result)
+    else:
+        result.copy_(shares.sum(dim))
+
+
 class _Call:
     """The inputs as the kernels read them, and what is launched for each direction.
 
@@ -171,9 +179,9 @@ class _Call:
         )
         if is_shared:
             per_group = (self.batch, self.groups, -1, *grad_offsets.shape[2:])
-            grad_offsets.copy_(shares.view(per_group).sum(2))
+            _sum(shares.view(per_group), 2, grad_offsets)
         if grad_bias is not None:
-            grad_bias.copy_(self._bias_shares(grad_logits).sum(0))
+            _sum(self._bias_shares(grad_logits), 0, grad_bias)
 
         cells, samples = cells.flatten().sort(stable=True)
         numbers = torch.arange(self.cells, dtype=cells.dtype, device=cells.device)

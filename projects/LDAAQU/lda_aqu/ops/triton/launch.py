@@ -32,6 +32,8 @@ class Row:
     """Values of the kernel's parameters that are chosen here."""
     num_warps: int = 4
     num_stages: int = 1
+    max_registers: int | None = None
+    """Of a thread. Left to choose, the compiler for NVIDIA's GPUs may spill some to save others."""
     max_itemsize: int = 8
     """Bytes of an element of what is read, at most."""
     max_width: int = 2**31
@@ -41,7 +43,12 @@ class Row:
 
     def config(self) -> triton.Config:
         """The same as Triton has it."""
-        return triton.Config(self.blocks, num_warps=self.num_warps, num_stages=self.num_stages)
+        return triton.Config(
+            self.blocks,
+            num_warps=self.num_warps,
+            num_stages=self.num_stages,
+            maxnreg=self.max_registers,
+        )
 
 
 HALF = 2
@@ -54,12 +61,14 @@ _PIXELS = (
     Row(
         {"TILE_ROWS": 8, "TILE_COLUMNS": 16, "PASS_BYTES": 256, "CHUNK_BYTES": 64},
         num_warps=16,
+        max_registers=128,
         max_itemsize=HALF,
         min_capability=(8, 0),
     ),
     Row(
         {"TILE_ROWS": 4, "TILE_COLUMNS": 16, "PASS_BYTES": 512, "CHUNK_BYTES": 128},
         num_warps=16,
+        max_registers=128,
         min_capability=(8, 0),
     ),
     Row({"TILE_ROWS": 4, "TILE_COLUMNS": 16, "PASS_BYTES": 256, "CHUNK_BYTES": 64}, num_warps=8),
