@@ -307,7 +307,10 @@ def narrow(content: dict) -> None:
     "change, message",
     [
         (lambda c: c.pop("categories"), "format: KeyError: 'categories'"),
-        (set_field("annotations", "category_id", 4), "annotation 2, cannot be read: .*category_id=4"),
+        (
+            set_field("annotations", "category_id", 4),
+            "annotation 2, cannot be read: .*category_id=4",
+        ),
         (set_field("annotations", "id", 1), "two annotations with the id 1"),
         (set_field("images", "id", 0), "two images with the id 0"),
         (set_field("images", "width", "96"), "image 1: 'width' and 'height' must be integers"),
@@ -315,7 +318,10 @@ def narrow(content: dict) -> None:
         (set_field("annotations", "bbox", [200, 5, 9, 9]), r"outside of its image, 96 x 64"),
         (set_field("annotations", "bbox", [5, 5, float("nan"), 9]), "'bbox' is .*but must be .x"),
         (lambda c: c["annotations"][1].pop("area"), "annotation 2: KeyError: 'area'"),
-        (lambda c: c["annotations"][1]["segmentation"].update(size=[96, 64]), "its mask is of the size"),
+        (
+            lambda c: c["annotations"][1]["segmentation"].update(size=[96, 64]),
+            "its mask is of the size",
+        ),
     ],
 )
 def test_messages_of_annotations(own, change, message):

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +133,6 @@ def _confine() -> None:
     # Memory that nobody has written is not zero by chance, but holds a pattern.
     if hasattr(libc, "mallopt"):
         libc.mallopt(_PERTURB, 0xA5)
-
-
-def one_line(error: Exception) -> str:
-    """The kind of an error and its text, in a line of bounded length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _message(error: Exception, name: str) -> str:

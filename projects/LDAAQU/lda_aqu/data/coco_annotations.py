@@ -5,8 +5,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from ..errors import InputError
-from .check_each import one_line
+from ..errors import InputError, one_line
 from .json_files import read_json
 
 logger = logging.getLogger(__name__)

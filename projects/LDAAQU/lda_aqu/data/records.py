@@ -15,8 +15,8 @@ from detectron2.data.detection_utils import (
 )
 from detectron2.data.transforms import TransformList
 
-from ..errors import InputError
-from .check_each import SECONDS, check_each, one_line
+from ..errors import InputError, one_line
+from .check_each import SECONDS, check_each
 
 Record = dict[str, Any]
 """An image with its labels, in Detectron2's format."""

@@ -9,8 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from ..data.check_each import one_line
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .sem_seg import SemanticEvaluator
