@@ -1,6 +1,7 @@
 """The runs of a study: a script that takes their place, except in the tests of train_net.py."""
 
 import json
+import multiprocessing
 import runpy
 import signal
 import subprocess
@@ -124,16 +125,24 @@ def test_an_interrupted_study_ends_its_runs_and_goes_on(study, tmp_path):
     assert kept(cut) == kept(whole)
 
 
-def test_a_start_waits_for_the_runs_that_a_killed_one_has_left(study):
+def test_a_start_waits_for_the_runs_that_a_killed_one_has_left(study, capsys):
     left = study()
-    left.prepare()
-    orphan = subprocess.Popen(
-        ["flock", str(left.output / ".lock"), "sleep", "3"], start_new_session=True
-    )
-    time.sleep(0.5)
-    begun = time.monotonic()
-    run(left, "1")
-    assert time.monotonic() - begun > 1 and orphan.wait() == 0
+    left.output.mkdir()
+    slow = left.output / "slow"
+    slow.touch()
+    killed = multiprocessing.get_context("fork").Process(target=run, args=(left, "1"))
+    killed.start()
+    metrics = left.output / "Nearest" / "seed_1" / "metrics.json"
+    while not metrics.exists() or metrics.read_text().count("\n") < 21:
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    cfg = left.prepare()
+    threading.Timer(1, slow.unlink).start()
+    run_all(left, cfg, [1], FAKE, jobs=1, threads=1)
+    assert "are still going: waiting for their end" in capsys.readouterr().out
+    assert calls(left)[1:] == [("Nearest", "1", True), ("LDAAQU", "1", False)]
+    assert metrics.read_text().count('"bbox/AP"') == 2  # the one that was left had ended
 
 
 @pytest.mark.parametrize("text, seeds", [("1-3,7", [1, 2, 3, 7]), ("5", [5]), ("2,1-2", [1, 2])])

@@ -14,6 +14,7 @@ import detectron2
 import torch
 from torch.utils import collect_env
 
+from ..engine.metrics_file import read_metrics
 from ..errors import InputError
 from ..files import atomic_write
 
@@ -31,13 +32,6 @@ _EVALUATED = re.compile(r"(?:^|/)(?:bbox|segm|sem_seg|panoptic_seg)/")
 _FIELDS = {"seed", "upsampler", "metrics", "seconds", "peak_memory", "config", "baseline"}
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The whole lines of a run's ``metrics.json``; none where there is no file yet."""
-    path = folder / "metrics.json"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def measured(folder: Path, resident_kib: int) -> Result:
     """Metrics, seconds and memory of a run that has ended.
 
@@ -45,7 +39,7 @@ def measured(folder: Path, resident_kib: int) -> Result:
     checkpoints. Memory is what PyTorch has allocated on the GPU at most, or on a CPU the peak of
     the resident memory of the process that ended the run.
     """
-    records = read_metrics(folder)
+    records = read_metrics(str(folder))
     found = [{k: v for k, v in record.items() if _EVALUATED.search(k)} for record in records]
     seconds, done = 0.0, 0
     for record in records:

@@ -13,9 +13,10 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
+from ..engine.metrics_file import read_metrics
 from ..upsampler_arguments import parse_upsampler
 from .plan import Run, Study
-from .results import measured, provenance, read_metrics, write_json
+from .results import measured, provenance, write_json
 
 
 def run_all(
@@ -107,7 +108,8 @@ def _start(command: list[str], run: Run, threads: int, lock: int) -> subprocess.
 
 def _iterations(run: Run) -> int:
     """How many it has written down."""
-    return max((int(record["iteration"]) + 1 for record in read_metrics(run.folder)), default=0)
+    records = read_metrics(str(run.folder))
+    return max((int(record["iteration"]) + 1 for record in records), default=0)
 
 
 @contextmanager
