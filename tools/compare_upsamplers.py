@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare the upsamplers: parameters, FLOPs, time and memory, by themselves and in a model.
 
-compare_upsamplers.py [--only NAME ...] [--config-file configs/...] [--results NAME=FILE ...]
+compare_upsamplers.py [--only NAME ...] [--config-file configs/...] [--results FILE ...]
 """
 
 import argparse
@@ -44,8 +44,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--results",
         nargs="+",
         default=[],
-        metavar="NAME=FILE",
-        help="metrics.json of a model trained with that upsampler, whose last box AP is shown",
+        metavar="FILE",
+        help="results of a study, whose mean box AP are shown; or NAME=FILE, metrics.json of a model "
+        "trained with that upsampler, whose last box AP is",
     )
     add_shared_options(parser, "800x1333", "output/comparison", repeats=3)
     add_upsampler_option(parser)

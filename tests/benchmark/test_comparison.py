@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from lda_aqu.benchmark.comparison import (
@@ -43,10 +45,26 @@ def test_the_last_ap_is_read(tmp_path):
     assert read_results(texts, LABELS) == {"LDAAQU:reduction=16": 2.5, "Nearest": 2.5}
 
 
+def test_the_mean_ap_of_a_study_is_read(tmp_path):
+    path, aps = tmp_path / "study.json", {"Nearest": (40.0, 41.0), "LDAAQU": (42.0, 43.0)}
+    run = {
+        **{"options": {}, "baseline": "Nearest", "seconds": 1.0, "peak_memory": 1.0},
+        **{"config": {"file": "a.yaml", "options": [], "compared": ["MODEL.FPN.UPSAMPLER"]}},
+        **{"device": "a CPU", "threads": 1, "jobs": 1, "commit": "abc", "versions": {}},
+    }
+    results = [
+        {"seed": seed, "upsampler": name, "metrics": {"bbox/AP": ap}, **run}
+        for name, values in aps.items()
+        for seed, ap in enumerate(values)
+    ]
+    path.write_text(json.dumps(results))
+    assert read_results([str(path)], LABELS) == {"Nearest": 40.5, "LDAAQU": 42.5}
+
+
 @pytest.mark.parametrize(
     "text, content, message",
     [
-        ("Nearest", "", "give NAME=path"),
+        ("Nearest", "", "or NAME=path"),
         ("Bilinear={path}", "", "one of the compared names: Nearest, LDAAQU, LDAAQU:reduction=16"),
         ("LDAAQU={path}.not", "", "cannot be read"),
         ("LDAAQU={path}", "not json", "cannot be read"),

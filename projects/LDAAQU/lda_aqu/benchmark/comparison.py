@@ -8,6 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from ..study.report import summary
+from ..upsampler_arguments import upsampler_keys
 from ..upsamplers import UPSAMPLER_REGISTRY
 from .flops import count_flops
 from .implementations import Implementation, parse_implementation
@@ -82,11 +84,8 @@ def comparison_table(
 
 def with_upsampler(model: ModelWorkload, upsampler: Implementation) -> ModelWorkload:
     """The model with the upsampler in its pyramid."""
-    node = UPSAMPLER_REGISTRY.get(upsampler.upsampler).config_node
-    keys = ["MODEL.FPN.UPSAMPLER", upsampler.upsampler]
-    for option, value in upsampler.options.items():
-        keys += [f"MODEL.{node}.{option.upper()}", value]
-    return replace(model, opts=(*model.opts, *keys))
+    opts = upsampler_keys(["MODEL.FPN.UPSAMPLER"], upsampler.upsampler, upsampler.options)
+    return replace(model, opts=(*model.opts, *opts))
 
 
 def _check_use(workload: ModelWorkload) -> None:
@@ -101,18 +100,25 @@ def _check_use(workload: ModelWorkload) -> None:
 
 
 def read_results(texts: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """``NAME=path/to/metrics.json``, each: the last box AP in the file, in percent, by name.
+    """The box AP, in percent, by name: of ``NAME=path/to/metrics.json`` the last in the file.
+
+    A path alone is of the results of a study, see :mod:`lda_aqu.study`: of each of ``labels`` in it
+    the mean.
 
     InputError where it is not of this form, not one of ``labels``, or the file has no box AP.
     """
     results = {}
     for text in texts:
+        if Path(text).is_file():
+            means = {label: values.get("box AP") for label, values in summary(Path(text)).items()}
+            results |= {label: means[label] for label in labels if means.get(label) is not None}
+            continue
         # Options of an upsampler have equals signs too.
         name = next((label for label in labels if text.startswith(f"{label}=")), None)
         if name is None:
             raise InputError(
-                f"--results {text!r}: give NAME=path/to/metrics.json with one of the compared "
-                f"names: {', '.join(labels)}"
+                f"--results {text!r}: give results of a study, or NAME=path/to/metrics.json with "
+                f"one of the compared names: {', '.join(labels)}"
             )
         try:
             lines = Path(text[len(name) + 1 :]).read_text().splitlines()

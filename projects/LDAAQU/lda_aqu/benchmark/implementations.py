@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import yaml
 
 from ..errors import InputError
 from ..ops import BACKENDS
+from ..upsampler_arguments import parse_upsampler
 from ..upsamplers import UPSAMPLER_REGISTRY, Upsampler, build_upsampler
 from .published_algorithm import PublishedLDAAQU
 from .settings import FPN_CHANNELS
@@ -47,11 +47,7 @@ def parse_implementation(text: str) -> Implementation:
 
     InputError where it is not of this form, or names what there is not.
     """
-    name, _, rest = text.partition(":")
-    try:
-        options = yaml.safe_load(f"{{{rest.replace('=', ': ')}}}")
-    except yaml.YAMLError as error:
-        raise InputError(f"{text!r}: options are NAME:OPTION=VALUE,OPTION=VALUE") from error
+    name, options = parse_upsampler(text)
     implementation = Implementation(text, name, options)
     implementation.build(FPN_CHANNELS)  # which raises before anything is measured
     return implementation
