@@ -152,14 +152,13 @@ class _Call:
         grad_bias: Tensor | None = None,
     ) -> None:
         """Write all gradients but the first."""
+        samples = self._sort_samples()  # first: sorting needs memory for a while
         upstream = grad_output
         if not _is_channels_last(grad_output):
             grad_output = grad_output.contiguous()
             upstream = torch.empty_like(grad_output, memory_format=torch.channels_last)
         attention = self._empty(self.batch, self.heads, self.output_pixels, self.points)
         grad_logits = torch.empty_like(attention)
-        positions = self._empty(self.batch, self.groups, self.output_pixels, self.points, 2)
-        cells = positions.new_empty(positions.shape[:-1], dtype=self.index)
 
         # One share a group, where heads do not cut groups: the gradient itself.
         is_shared = self.slices > self.groups
@@ -170,7 +169,7 @@ class _Call:
             kernels.backward_pixels_kernel,
             self._pixel_programs,
             *(grad_output, self.query, self.key, self.value, self.offsets, self.bias),
-            *(attention, grad_logits, positions, cells, upstream, shares),
+            *(attention, grad_logits, upstream, shares),
             *(grad_query, shares if is_shared else grad_offsets),
             read=self.value,
             width=self.value_width,
@@ -183,14 +182,30 @@ class _Call:
         if grad_bias is not None:
             _sum(self._bias_shares(grad_logits), 0, grad_bias)
 
-        cells, samples = cells.flatten().sort(stable=True)
-        numbers = torch.arange(self.cells, dtype=cells.dtype, device=cells.device)
-        starts = torch.searchsorted(cells, numbers)
         for coefficients, read, written, width in (
             (attention, upstream, grad_value, self.value_width),
             (grad_logits, self.query, grad_key, self.key_width),
         ):
-            self._gather(coefficients, read, positions, samples, starts, written, width)
+            self._gather(coefficients, read, *samples, written, width)
+
+    def _sort_samples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each sample is read, the samples in the order of their cells, each cell's first."""
+        shape = (self.batch, self.groups, self.output_pixels, self.points)
+        positions = self._empty(*shape, 2)
+        cells = positions.new_empty(shape, dtype=self.index)
+        self._launch(
+            kernels.samples_kernel,
+            lambda values: (
+                self.batch * self.groups * triton.cdiv(self.output_pixels, values["PIXELS"]),
+            ),
+            *(self.offsets, positions, cells),
+            read=self.offsets,
+            width=self.points,
+            POINT_BLOCK=triton.next_power_of_2(self.points),
+        )
+        cells, samples = cells.flatten().sort(stable=True)
+        numbers = torch.arange(self.cells, dtype=cells.dtype, device=cells.device)
+        return positions, samples, torch.searchsorted(cells, numbers)
 
     def _bias_shares(self, grad_logits: Tensor) -> Tensor:
         """What spans of pixels add to the gradient of the bias, (spans, h, K, d / h)."""

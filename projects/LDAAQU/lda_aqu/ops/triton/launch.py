@@ -61,7 +61,6 @@ _PIXELS = (
     Row(
         {"TILE_ROWS": 8, "TILE_COLUMNS": 16, "PASS_BYTES": 256, "CHUNK_BYTES": 64},
         num_warps=16,
-        max_registers=128,
         max_itemsize=HALF,
         min_capability=(8, 0),
     ),
@@ -77,6 +76,7 @@ _PIXELS = (
 TABLE: dict[str, tuple[Row, ...]] = {
     "forward_kernel": _PIXELS,
     "backward_pixels_kernel": _PIXELS,
+    "samples_kernel": (Row({"PIXELS": 64}),),
     "backward_bias_kernel": (Row({"PIXELS": 64}),),
     "backward_source_kernel": (
         Row({"PASS_BYTES": 512, "CHUNK_BYTES": 128, "STRIP": 8, "SAMPLES": 16}, num_warps=1),
