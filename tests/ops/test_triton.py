@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
 
+pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
+
 needs_compiler = pytest.mark.skipif(
     backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
 )

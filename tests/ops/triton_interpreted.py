@@ -11,6 +11,8 @@ from lda_aqu.ops import triton as backend
 from lda_aqu.ops.plain import attention as plain
 from lda_aqu.ops.triton import attention, launch
 
+pytestmark = pytest.mark.cpu
+
 # batch, heads, groups, depth, channels, k, input size, output size, bias
 CASES = {
     "default": (1, 1, 2, 4, 6, 3, (2, 2), (3, 2), True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .errors import InputError
@@ -118,9 +119,7 @@ def build_upsampler_from_config(
         InputError: unknown name, a guided upsampler without a guide, or values that do not fit;
             the message names the keys.
     """
-    name = cfg
-    for part in key.split("."):
-        name = name[part]
+    name = attrgetter(key)(cfg)
     try:
         cls = UPSAMPLER_REGISTRY.get(name)
         if issubclass(cls, GuidedUpsampler) and not has_guide:
