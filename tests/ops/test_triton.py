@@ -168,12 +168,13 @@ def test_number_of_launches(launches):
     with Calls() as calls:
         attention.local_deformable_attention_backward([output], *inputs)
     assert [kernel.__name__ for kernel, *_ in launches] == [
+        "samples_kernel",
         "backward_pixels_kernel",
         "backward_bias_kernel",
         "backward_source_kernel",
         "backward_source_kernel",
     ]
-    assert calls.names == ["clone", "sum", "sort", "arange", "searchsorted"]
+    assert calls.names == ["clone", "sort", "arange", "searchsorted", "sum"]
 
 
 @needs_compiler
@@ -189,6 +190,7 @@ def test_nothing_is_tuned_unless_asked_for(launches, monkeypatch):
     run(1, 1, 2, 2, torch.float32, False)
     assert not launches and set(tuned) == {
         "forward_kernel",
+        "samples_kernel",
         "backward_pixels_kernel",
         "backward_source_kernel",
     }

@@ -324,7 +324,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def backward_pixels_kernel(
     grad_output, query, key, value, offsets, bias,
-    attention, grad_logits, positions, cells, upstream, offset_shares,
+    attention, grad_logits, upstream, offset_shares,
     grad_query, grad_offsets, H, W, Y, X,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
     KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
@@ -337,12 +337,8 @@ def backward_pixels_kernel(
     """The gradients that belong to a tile of pixels and one head: of its queries and offsets.
 
     Writes what the gradients of key and value are gathered from, too: the attention and the
-    gradient of q . (k + b), (N, HEADS, Y * X, POINTS); the positions of the samples, and the
-    numbers of their cells, (N, GROUPS, Y * X, POINTS); unless ``grad_output`` is channels-last,
+    gradient of q . (k + b), (N, HEADS, Y * X, POINTS); unless ``grad_output`` is channels-last,
     ``upstream``, which is the same and is.
-
-    Cells are numbered group by group and row by row from the one that begins at (-1, -1), W + 1 in
-    a row. Samples whose cell has no corner on the map have the number after the last.
 
     The gradient of the offsets is the share of each slice, (N, SLICES, POINTS, 2, Y * X);
     ``offset_shares`` is its like in the dtype of sums and may be the same.
@@ -424,7 +420,6 @@ def backward_pixels_kernel(
             q = _load_rows(queries, pixel, mask, channels, DEPTH, COMPUTE)
             total = tl.zeros(q.shape, COMPUTE)
             is_last = start + KEY_BLOCK >= KEY_WIDTH
-            lists_samples = mask & is_last & (piece % GROUP_SLICES == 0)
             for point in range(POINTS):
                 y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
                 corners = _load_corners(keys, y, x, mask, channels, geometry, DEPTH, COMPUTE, INDEX)
@@ -445,14 +440,6 @@ def backward_pixels_kernel(
                 tl.store(offset_shares + plane + Y * X, by_x, mask=mask & (not is_last))
                 tl.store(grad_offsets + plane, by_y, mask=mask & is_last)
                 tl.store(grad_offsets + plane + Y * X, by_x, mask=mask & is_last)
-
-                sample += group * (Y * X) * POINTS
-                tl.store(positions + sample * 2, y, mask=lists_samples)
-                tl.store(positions + sample * 2 + 1, x, mask=lists_samples)
-                row, column, inside = _cell(y, x, geometry)
-                cell = tl.where(inside, (row + 1) * (W + 1) + column + 1, (H + 1) * (W + 1))
-                cell += group * ((H + 1) * (W + 1) + 1)
-                tl.store(cells + sample, cell, mask=lists_samples)
             address = grad_query + batch * (Y * X) * DEPTH + piece * KEY_WIDTH
             address += pixel[None, :, None] * DEPTH + channels[0]
             tl.store(address, total, mask=mask[None, :, None] & channels[1])
@@ -492,6 +479,35 @@ def backward_bias_kernel(
     share = (batch * spans + first // SPAN) * HEADS + head
     address = shares + (share * POINTS + point) * HEAD_DEPTH + channel
     tl.store(address, total, mask=(point < POINTS) & (channel < HEAD_DEPTH))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def samples_kernel(
+    offsets, positions, cells, H, W, Y, X,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
+    POINT_BLOCK: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """Where the samples are read: their positions, and the numbers of the cells that hold these.
+
+    Cells, (N, GROUPS, Y * X, POINTS), are numbered group by group and row by row from the one that
+    begins at (-1, -1), W + 1 in a row. Samples whose cell has no corner on the map have the number
+    after the last.
+    """
+    geometry = _geometry(H, W, Y, X, COMPUTE)
+    blocks = tl.cdiv(Y * X, PIXELS)
+    group = (tl.program_id(0) // blocks).to(INDEX)
+    pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)[:, None]
+    point = tl.arange(0, POINT_BLOCK)[None, :]
+    mask = (pixel < Y * X) & (point < POINTS)
+    pixels = pixel // X, pixel % X, pixel.to(INDEX), mask
+    y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
+    row, column, inside = _cell(y, x, geometry)
+    cell = tl.where(inside, (row + 1) * (W + 1) + column + 1, (H + 1) * (W + 1))
+    cell += group * ((H + 1) * (W + 1) + 1)
+    sample = (group * (Y * X) + pixel) * POINTS + point
+    tl.store(positions + sample * 2, y, mask=mask)
+    tl.store(positions + sample * 2 + 1, x, mask=mask)
+    tl.store(cells + sample, cell, mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)

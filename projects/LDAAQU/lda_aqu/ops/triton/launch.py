@@ -61,7 +61,6 @@ _PIXELS = (
     Row(
         {"TILE_ROWS": 8, "TILE_COLUMNS": 16, "PASS_BYTES": 256, "CHUNK_BYTES": 64},
         num_warps=16,
-        max_registers=128,
         max_itemsize=HALF,
         min_capability=(8, 0),
     ),
@@ -77,6 +76,7 @@ _PIXELS = (
 TABLE: dict[str, tuple[Row, ...]] = {
     "forward_kernel": _PIXELS,
     "backward_pixels_kernel": _PIXELS,
+    "samples_kernel": (Row({"PIXELS": 64}),),
     "backward_bias_kernel": (Row({"PIXELS": 64}),),
     "backward_source_kernel": (
         Row({"PASS_BYTES": 512, "CHUNK_BYTES": 128, "STRIP": 8, "SAMPLES": 16}, num_warps=1),
@@ -106,7 +106,7 @@ def launch(
     device = read.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if is_tuning():
-            _tuned(kernel)[programs](*arguments, **constants)
+            _tuned(kernel, _capability(device))[programs](*arguments, **constants)
         else:
             row = choose(kernel.__name__, read.dtype.itemsize, width, _capability(device))
             kernel[programs](*arguments, **constants, **row.config().all_kwargs())
@@ -133,8 +133,8 @@ def is_tuning() -> bool:
 
 
 @cache
-def _tuned(kernel: Any) -> Any:
-    rows = TABLE[kernel.__name__]
+def _tuned(kernel: Any, capability: tuple[int, int]) -> Any:
+    rows = [row for row in TABLE[kernel.__name__] if capability >= row.min_capability]
     # All that the compiler knows but what is to be chosen; dtypes Triton adds itself.
     key = [p.name for p in kernel.params if p.is_constexpr and p.name not in rows[0].blocks]
     configs = [row.config() for row in rows]
