@@ -45,8 +45,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="results of a study, whose mean box AP are shown; or NAME=FILE, metrics.json of a model "
-        "trained with that upsampler, whose last box AP is",
+        help="results of a study, whose mean box AP are shown; or NAME=FILE, metrics.json of a "
+        "model trained with that upsampler, whose last box AP is",
     )
     add_shared_options(parser, "800x1333", "output/comparison", repeats=3)
     add_upsampler_option(parser)
