@@ -4,6 +4,7 @@
 train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] KEY VALUE ...
 """
 
+import contextlib
 import logging
 from argparse import Namespace
 from typing import Any
@@ -20,7 +21,6 @@ from lda_aqu.engine import (
     Trainer,
     check_datasets,
     check_model,
-    check_output,
     check_processes,
     check_solver,
     check_weights,
@@ -28,8 +28,9 @@ from lda_aqu.engine import (
     launch,
     load_config,
 )
-from lda_aqu.engine.trainer import set_aside_metrics
-from lda_aqu.errors import exit_on_input_error
+from lda_aqu.engine.output_folder import begin_run, lock_output
+from lda_aqu.errors import MISFITS, as_input_error, exit_on_input_error
+from lda_aqu.files import make_folder
 from lda_aqu.upsamplers.user_files import import_upsampler_files
 
 
@@ -50,34 +51,43 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    if comm.is_main_process() and not args.resume:
-        set_aside_metrics(cfg.OUTPUT_DIR)
-    trainer = Trainer(cfg)
+    if comm.is_main_process():
+        begin_run(cfg.OUTPUT_DIR, resume=args.resume)
+    with as_input_error("the training cannot be built", *MISFITS):
+        trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-@exit_on_input_error
-def main() -> None:
-    """Check what was asked for, once a machine, and run it in all processes."""
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url="auto")  # a free port, so that runs side by side do not meet
-    args = parser.parse_args()
-    logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
+def check(cfg: CfgNode, args: Namespace) -> None:
+    """Check, once a machine, all that the run needs, before any long work starts."""
     processes = find_processes(args)
-    setup_logger(distributed_rank=processes.rank, name="lda_aqu")
-    # Who asks for several GPUs is not to get CPUs unasked.
-    cfg = load_config(args.config_file, args.opts, device="cuda" if args.num_gpus > 1 else "auto")
-    cfg.freeze()
     check_processes(cfg, args)
     if not args.eval_only:
         check_solver(cfg, processes.total)
     if processes.local_rank == 0:
-        check_output(cfg.OUTPUT_DIR)
         check_weights(cfg)
         check_model(cfg)
         check_datasets(cfg, train=not args.eval_only)
-    launch(run, cfg, args)
+
+
+@exit_on_input_error
+def main() -> None:
+    """Check what was asked for, and run it in all processes."""
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")  # a free port, so that runs side by side do not meet
+    args = parser.parse_args()
+    logging.raiseExceptions = False  # or a full disk gives a traceback for each line of the log
+    rank = find_processes(args).rank
+    setup_logger(distributed_rank=rank, name="lda_aqu")
+    # Who asks for several GPUs is not to get CPUs unasked.
+    cfg = load_config(args.config_file, args.opts, device="cuda" if args.num_gpus > 1 else "auto")
+    cfg.freeze()
+    make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    # Of all the processes of a run, one locks the folder that they share.
+    with lock_output(cfg.OUTPUT_DIR) if rank == 0 else contextlib.nullcontext():
+        check(cfg, args)
+        launch(run, cfg, args)
 
 
 if __name__ == "__main__":

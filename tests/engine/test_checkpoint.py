@@ -1,12 +1,15 @@
 import errno
+import math
 import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from lda_aqu.engine import Checkpointer
-from lda_aqu.errors import InputError
+from lda_aqu.engine.output_folder import begin_run
+from lda_aqu.errors import InputError, mistake_in
 from lda_aqu.upsamplers import build_upsampler
 from torch import nn
 
@@ -121,13 +124,40 @@ def flip_a_bit(path) -> None:
 )
 def test_a_run_resumes_from_the_newest_whole_checkpoint(tmp_path, damage, caplog):
     caplog.set_level("WARNING", "lda_aqu")
-    save_all(tmp_path, 9, 1, 2, 3)  # the first, of another run, is the oldest
+    save_all(tmp_path, 9, 3)
+    begin_run(str(tmp_path), resume=False)
+    save_all(tmp_path, 2, 1, 3)  # in another order than their times
     Checkpointer(weight(7), str(tmp_path), resumable=False).save("model_best")
+    caplog.clear()
     assert resumed(tmp_path) == 3 and not caplog.messages
     damage(tmp_path / "model_0000003.pth")
     assert resumed(tmp_path) == 2
-    assert "model_0000003.pth' cannot be loaded" in caplog.messages[-1]
-    assert "trying the checkpoint before it" in caplog.messages[-1]
+    assert "model_0000009.pth' are of another run; trying the checkpoint before it" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x00" * 9, b""])
+def test_a_damaged_name_of_the_last_checkpoint(tmp_path, content, caplog):
+    save_all(tmp_path, 1, 2)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert resumed(tmp_path) == 2
+    assert "last_checkpoint" in caplog.text
+
+
+def test_checkpoints_that_were_copied_are_resumed(tmp_path):
+    """The id of the run stayed behind."""
+    begin_run(str(tmp_path), resume=False)
+    save_all(tmp_path, 1)
+    (tmp_path / "run_id").unlink()
+    assert resumed(tmp_path) == 1
+
+
+def test_weights_that_are_no_numbers_are_neither_saved_nor_resumed(tmp_path):
+    save_all(tmp_path, 1)
+    with pytest.raises(InputError, match="'model_0000002' is not saved, as .* is no number"):
+        Checkpointer(weight(math.nan), str(tmp_path)).save("model_0000002")
+    torch.save({"model": weight(math.inf).state_dict()}, tmp_path / "model_0000002.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    assert resumed(tmp_path) == 1
 
 
 def test_no_whole_checkpoint(tmp_path):
@@ -177,24 +207,42 @@ def test_a_failure_while_writing_leaves_the_checkpoint_before(
     with pytest.raises((InputError, SystemExit)) as raised:
         save_all(tmp_path, 2)
     if isinstance(failure, OSError):
-        message = r"model_0000002\.pth' cannot be written: OSError: .*No space left on device"
+        message = r"model_0000002\.pth' cannot be written: No space left on device"
         assert raised.type is InputError and re.search(message, str(raised.value))
     assert resumed(tmp_path) == 1
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_a_full_disk(tmp_path):
-    (tmp_path / "model_0000001.pth.unfinished").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="cannot be written: OSError: .*No space left on device"):
-        save_all(tmp_path, 1)
-    assert not (tmp_path / "last_checkpoint").exists()
-
-
 def test_a_killed_writer_leaves_the_checkpoint_before(tmp_path):
     """In the state that a process leaves which is killed in the middle of a write."""
     save_all(tmp_path, 1)
-    (tmp_path / "model_0000002.pth.unfinished").write_bytes(b"PK\x03\x04 half")
+    (tmp_path / "model_0000002.pth.7.unfinished").write_bytes(b"PK\x03\x04 half")
     assert resumed(tmp_path) == 1
     save_all(tmp_path, 2)
     assert resumed(tmp_path) == 2
-    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_worker_that_is_killed_meanwhile_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    """torch raises it wherever the process is just then."""
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    def save(data, file):
+        raise killed
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RuntimeError) as raised:
+        save_all(tmp_path, 1)
+    assert raised.value is killed
+    assert "set DATALOADER.NUM_WORKERS lower" in mistake_in(killed)
+
+
+def test_a_compressed_file_is_no_checkpoint(tmp_path):
+    """3 MB of it would be 3 GB."""
+    save_all(tmp_path, 1)
+    path = tmp_path / "packed.pth"
+    source = zipfile.ZipFile(tmp_path / "model_0000001.pth")
+    with source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    with pytest.raises(InputError, match="compressed, which torch never does"):
+        Checkpointer(Model()).load(str(path))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 import runs
 import torch
-from lda_aqu.engine import check_output
-from lda_aqu.engine.finite_loss import FiniteLoss
-from lda_aqu.errors import InputError, exit_on_input_error
-from torch import nn
+from lda_aqu.engine import Trainer, load_config
+from lda_aqu.engine.divergence import check_finite
+from lda_aqu.errors import InputError, exit_on_input_error, mistake_in
+from lda_aqu.files import make_folder
 
 SHORT = ("SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()", "SEED", 1)
 
@@ -30,26 +31,50 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny_config, tmp_path):
     path = tmp_path / "output" / "non_finite_loss_0.json"
     assert_one_line(tiny_config, "iteration ", "loss_", str(path), "SOLVER.BASE_LR")
     report = json.loads(path.read_text())
-    assert report["iteration"] > 0 and {"nan", "inf"} & set(report["losses"].values())
+    assert report["iteration"] > 0 and report["error"]
     assert len(report["file_names"]) == 2 and all(map(Path.exists, map(Path, report["file_names"])))
 
 
-class Losses(nn.Module):
-    def forward(self, value: float) -> dict[str, torch.Tensor]:
-        return {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(value)}
+def test_an_error_of_detectron2s_names_the_images_too(tiny_config, tmp_path, monkeypatch):
+    """Its region proposals look at their values before there is a loss."""
+    trainer = Trainer(load_config(str(tiny_config), []))
+    parameters = [p for n, p in trainer.model.named_parameters() if "rpn_head.conv" in n]
+    for parameter in parameters:
+        torch.nn.init.constant_(parameter, math.nan)
+    with pytest.raises(InputError, match="iteration 0: FloatingPointError: Predicted boxes or sc"):
+        trainer.train()
+    report = json.loads((tmp_path / "output" / "non_finite_loss_0.json").read_text())
+    assert report["iteration"] == 0 and len(report["file_names"]) == 2
 
 
-def test_losses_of_an_evaluation_and_finite_ones_pass(tmp_path):
-    model = Losses()
-    hook = FiniteLoss(model, str(tmp_path))
-    hook.before_train()
-    model(2.0)
-    model.eval()
-    model(float("nan"))
-    hook.after_train()
-    model.train()
-    model(float("nan"))
-    assert not list(tmp_path.iterdir())
+def test_losses_that_are_numbers_pass():
+    check_finite({"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
+    with pytest.raises(FloatingPointError, match=r"b is inf \(a 1, b inf\)"):
+        check_finite({"a": torch.tensor(1.0), "b": torch.tensor(math.inf)})
+
+
+def test_a_sampler_that_cannot_be_built_is_one_line(tiny_config):
+    opts = (*SHORT, "DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler")
+    assert runs.finish(tiny_config, *opts) == 2
+    assert_one_line(tiny_config, "the training cannot be built")
+
+
+def test_annotations_that_are_gone_or_changed_when_they_are_needed(
+    tiny_config, tiny_coco, tmp_path
+):
+    annotations = tmp_path / "annotations.json"
+    annotations.touch()
+    path = f"{tiny_coco}/annotations.json"
+    tiny_config.write_text(tiny_config.read_text().replace(path, str(annotations)))
+    cfg = load_config(str(tiny_config), [])
+    annotations.unlink()
+    for content in ("", "{"):
+        if content:
+            annotations.write_text(content)
+        with pytest.raises(InputError, match="dataset tiny cannot be read any more: "):
+            Trainer.build_evaluator(cfg, "tiny")
+        with pytest.raises(InputError, match="dataset tiny cannot be read any more: "):
+            Trainer.build_test_loader(cfg, "tiny")
 
 
 def test_an_unreadable_image_ends_the_run(tiny_config, tiny_coco, tmp_path):
@@ -75,22 +100,32 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_config):
     assert_one_line(tiny_config, "model_0000001.pth' cannot be written: ", "File too large")
 
 
-def test_a_full_disk_is_one_line_of_any_command(capsys):
+def test_a_fault_of_a_file_is_one_line_of_any_command(capsys):
     @exit_on_input_error
-    def write(number: int) -> None:
-        raise OSError(number, os.strerror(number), "log.txt")
+    def write(number: int, *name: str) -> None:
+        raise OSError(number, os.strerror(number), *name)
 
     with pytest.raises(SystemExit, match="2"):
         write(errno.ENOSPC)
-    assert capsys.readouterr().err == "error: No space left on device ('log.txt')\n"
+    with pytest.raises(SystemExit, match="2"):
+        write(errno.ENOENT, "a.json")
+    expected = "error: No space left on device\nerror: No such file or directory ('a.json')\n"
+    assert capsys.readouterr().err == expected
     with pytest.raises(OSError, match="Bad file descriptor"):
         write(errno.EBADF)
 
 
+def test_a_full_disk_under_torchs_writer_is_one_line():
+    """As Detectron2's evaluator saves predictions."""
+    with pytest.raises((OSError, RuntimeError)) as raised, open("/dev/full", "wb") as file:
+        torch.save({"a": torch.zeros(1_000_000)}, file)
+    assert mistake_in(raised.value) == "No space left on device"
+
+
 def test_output_that_cannot_be_written(tmp_path):
-    check_output(str(tmp_path / "a" / "b"))
+    make_folder(tmp_path / "a" / "b", "OUTPUT_DIR")
     assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/output"):
         with pytest.raises(InputError, match=r"OUTPUT_DIR '.*file.*' cannot be written: "):
-            check_output(str(tmp_path / folder))
+            make_folder(tmp_path / folder, "OUTPUT_DIR")

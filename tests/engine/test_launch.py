@@ -1,23 +1,28 @@
 """Processes on the CPU, as train_net.py starts them; what they do is in functions of this file."""
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import engine
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 from lda_aqu.engine import Trainer, find_processes, launch
-from lda_aqu.engine.launch import TORCHRUN_VARIABLES
+from lda_aqu.engine.launch import TORCHRUN_VARIABLES, _run_in_child
 from lda_aqu.errors import InputError
 from torch import distributed, nn
+
+FORK = multiprocessing.get_context("fork")
 
 CFG = CfgNode({"MODEL": {"DEVICE": "cpu"}, "DATASETS": {"TEST": ()}})
 
@@ -118,3 +123,76 @@ def test_torchrun_is_found_by_its_variables(monkeypatch):
     for variable, value in zip(TORCHRUN_VARIABLES, ("5", "8", "1", "4"), strict=True):
         monkeypatch.setenv(variable, value)
     assert find_processes(arguments()) == (8, 4, 5, 1, True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [("x", "2", "0", "2"), ("", "2", "0", "2"), ("2", "2", "0", "2"), ("1", "2", "2", "2")],
+)
+def test_variables_of_torchrun_that_are_damaged(monkeypatch, values):
+    for variable, value in zip(TORCHRUN_VARIABLES, values, strict=True):
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"do not fit each other: RANK={values[0]}, WORLD_SIZE=2"):
+        find_processes(arguments())
+
+
+def test_processes_of_torchrun_that_find_no_other(monkeypatch):
+    for variable, value in zip(TORCHRUN_VARIABLES, ("0", "2", "0", "2"), strict=True):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="cannot be connected: .*MASTER_ADDR"):
+        launch(report, CFG, arguments())
+
+
+def test_an_address_that_cannot_be_reached():
+    with pytest.raises(InputError, match="--dist-url foo://x cannot be reached: .*foo"):
+        launch(report, CFG, arguments("--num-gpus", "2", "--dist-url", "foo://x"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_no_process_outlives_an_interrupt_of_the_one_that_started_it(monkeypatch):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        FORK.Process(target=time.sleep, args=(60,)).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(report, CFG, arguments("--num-gpus", "2"))
+    wait_until(lambda: not multiprocessing.active_children())
+
+
+def start_one_that_ignores_interrupts(folder: Path) -> None:
+    """As a process is that was started by a job in the background of a shell."""
+
+    def run(cfg: CfgNode, args: Namespace) -> None:
+        (folder / str(os.getpid())).touch()
+        time.sleep(60)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    FORK.Process(target=_run_in_child, args=(run, CFG, arguments(), FORK.SimpleQueue())).start()
+    time.sleep(60)
+
+
+def test_no_process_outlives_the_killed_one_that_started_it(tmp_path):
+    parent = FORK.Process(target=start_one_that_ignores_interrupts, args=(tmp_path,))
+    parent.start()
+    wait_until(lambda: any(tmp_path.iterdir()))
+    (child,) = (int(path.name) for path in tmp_path.iterdir())
+    assert is_running(child)
+    parent.kill()
+    parent.join()
+    wait_until(lambda: not is_running(child))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -24,6 +24,10 @@ def check_processes_of(command: str, *opts: str) -> None:
         ("--num-machines 0", (), "--num-machines 0: must be at least 1"),
         ("--num-machines 2 --machine-rank 2", (), "--machine-rank 2: with .* it is 0 to 1"),
         ("--num-machines 2", (), "--num-machines 2 needs --dist-url tcp://HOST:PORT"),
+        ("--num-gpus 2 --dist-url tcp://localhost", (), "--dist-url tcp://localhost: .*a port"),
+        ("--num-gpus 2 --dist-url tcp://localhost:999999", (), "--dist-url tcp://.*: ValueError"),
+        ("--num-machines 2 --dist-url tcp://no.invalid:1", (), "tcp://no.invalid:1: gaierror"),
+        ("--num-gpus 2 --dist-url tcp://192.0.2.1:9", (), "--dist-url tcp://192.0.2.1:9: OSError"),
         ("--num-gpus 3", ("MODEL.DEVICE", "cuda"), "--num-gpus 3: this machine has 2 usable GPUs"),
         ("--num-gpus 2", ("MODEL.DEVICE", "cuda:1"), "'cuda:1' is one GPU: with 2 processes"),
         (
@@ -44,7 +48,7 @@ def test_processes_that_cannot_run(monkeypatch, command, opts, message):
 def test_processes_that_can_run(monkeypatch):
     check_processes_of("", "MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NORM", "SyncBN")
     check_processes_of("--num-gpus 8", "MODEL.DEVICE", "cpu")
-    check_processes_of("--num-machines 2 --dist-url tcp://host:1", "MODEL.DEVICE", "cpu")
+    check_processes_of("--num-machines 2 --dist-url tcp://localhost:1", "MODEL.DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a GPU")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)

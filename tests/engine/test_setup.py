@@ -9,10 +9,8 @@ from lda_aqu.errors import InputError
     [
         (
             ["MODEL.CARAFE.KERNEL", "3"],
-            "KERNEL; did you mean MODEL.CARAFE.KERNEL_SIZE.; MODEL.CARAFE has "
-            "COMPRESSED_CHANNELS, KERNEL_SIZE, ENCODER_KERNEL_SIZE",
+            "MODEL.CARAFE.KERNEL'; did you mean MODEL.CARAFE.KERNEL_SIZE",
         ),
-        (["MODEL.FPN.UPSAMPLR", "Nearest"], "MODEL.FPN.UPSAMPLR; did you mean MODEL.FPN.UPSAMPLER"),
         (["MODEL.FPN.OUT_CHANNELS", "many"], "MODEL.FPN.OUT_CHANNELS"),
         (["MODEL.FPN.OUT_CHANNELS"], "KEY VALUE pairs.*'MODEL.FPN.OUT_CHANNELS' has no value"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is not a device"),
@@ -36,6 +34,23 @@ def test_bad_files(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_config(str(path), [])
+
+
+def test_aliases_and_names_that_detectron2_knows_are_no_fault(tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text(
+        "DATASETS: {TRAIN: &names [a], TEST: *names}\n"
+        "DATALOADER: {SAMPLER_TRAIN: RandomSubsetTrainingSampler}\n"
+    )
+    cfg = load_config(str(path), ["MODEL.TRUST_WEIGHTS", "True"])
+    assert cfg.DATASETS.TEST == ("a",) and cfg.MODEL.TRUST_WEIGHTS
+
+
+def test_a_base_is_checked_too(tmp_path):
+    (tmp_path / "base.yaml").write_text("SEED: 1\nSEED: 2")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml")
+    with pytest.raises(InputError, match=r"base\.yaml: SEED is twice"):
+        load_config(str(tmp_path / "top.yaml"), [])
 
 
 def test_missing_file():

@@ -1,4 +1,4 @@
-import json
+import re
 from types import SimpleNamespace
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
@@ -8,76 +8,13 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 from lda_aqu.engine import Trainer, load_config
-from lda_aqu.engine.trainer import BestCheckpointer, set_aside_metrics, truncate_metrics
+from lda_aqu.engine.trainer import BestCheckpointer
 from PIL import Image
 
 
-def records(path) -> list[int]:
-    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
-
-
-def write(path, iterations, tail: str = "") -> None:
-    lines = (
-        json.dumps({"iteration": i, "segm/AP": float(-i % 70), "total_loss": 1.0}) + "\n"
-        for i in iterations
-    )
-    path.write_text("".join(lines) + tail)
-
-
-def test_truncated_metrics_end_before_the_resumed_iteration(tmp_path):
-    path = tmp_path / "metrics.json"
-    write(path, [19, 39, 59, 79], tail='{"iteration": 99, "lo')
-    with path.open("a") as writer:
-        truncate_metrics(path, 60, 200)
-        writer.write('{"iteration": 60}\n')
-    assert records(path) == [19, 39, 59, 60]
-
-
-def test_an_unfinished_line_is_dropped(tmp_path):
-    path = tmp_path / "metrics.json"
-    write(path, [19, 39], tail='{"iteration": 59, "lo')
-    truncate_metrics(path, 100, 200)
-    assert records(path) == [19, 39]
-
-
-def test_what_a_run_that_resumes_between_two_records_writes_again_is_dropped(tmp_path):
-    """A run that ended on SIGTERM after iteration 49 has written what was there."""
-    path = tmp_path / "metrics.json"
-    write(path, [19, 39, 49])
-    truncate_metrics(path, 50, 200)
-    assert records(path) == [19, 39]
-
-
-def test_only_an_evaluation_is_repeated_where_nothing_else_is_left_to_do(tmp_path):
-    path = tmp_path / "metrics.json"
-    write(path, [19, 39, 49])
-    with path.open("a") as file:
-        file.write('{"iteration": 50, "segm/AP": 4.0}\n')  # which is evaluated again
-    truncate_metrics(path, 50, 50)
-    assert records(path) == [19, 39, 49]
-
-
-def test_the_last_evaluation_of_a_run_that_is_prolonged_is_kept(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text('{"iteration": 89, "total_loss": 1.0}\n{"iteration": 90, "segm/AP": 4.0}\n')
-    truncate_metrics(path, 90, 200)
-    assert records(path) == [89, 90]
-
-
-def test_no_metrics_to_truncate(tmp_path):
-    truncate_metrics(tmp_path / "metrics.json", 10, 20)
-    assert not list(tmp_path.iterdir())
-
-
-def test_metrics_of_an_earlier_run_are_kept_apart(tmp_path):
-    write(tmp_path / "metrics.json", [19])
-    set_aside_metrics(str(tmp_path))
-    (kept,) = tmp_path.iterdir()
-    assert kept.name.startswith("metrics-") and records(kept) == [19]
-
-
 def test_best_value_is_known_after_a_resume(tmp_path):
-    write(tmp_path / "metrics.json", [19, 39, 69, 99])
+    lines = (f'{{"iteration": {i}, "segm/AP": {-i % 70}.0}}\n' for i in (19, 39, 69, 99))
+    (tmp_path / "metrics.json").write_text("".join(lines))
     hook = BestCheckpointer(20, checkpointer=None, val_metric="segm/AP")
     hook.trainer = SimpleNamespace(start_iter=100, cfg=SimpleNamespace(OUTPUT_DIR=str(tmp_path)))
     hook.before_train()
@@ -158,3 +95,34 @@ def test_recipe_is_scaled_to_the_number_of_processes(tiny_config):
     assert trainer.max_iter == 8
     assert trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.005)
     assert len(next(iter(trainer.data_loader))) == 2
+
+
+@pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupPolyLR"])
+def test_values_given_on_resume_hold_and_are_named(tiny_config, tmp_path, schedule, caplog):
+    def trainer_of(*opts: str) -> Trainer:
+        opts = ("SOLVER.LR_SCHEDULER_NAME", schedule, "DATASETS.TEST", "()", *opts)
+        return Trainer(load_config(str(tiny_config), list(opts)))
+
+    trainer_of().train()
+    changed = (
+        *("SOLVER.BASE_LR", "0.001", "SOLVER.MOMENTUM", "0.5", "SOLVER.WEIGHT_DECAY", "0.3"),
+        *("SOLVER.MAX_ITER", "6", "SOLVER.POLY_LR_POWER", "2.0", "SEED", "4"),
+    )
+    resumed = trainer_of(*changed)
+    resumed.resume_or_load()
+    assert resumed.start_iter == 4
+    for key in ("BASE_LR", "MOMENTUM", "WEIGHT_DECAY", "MAX_ITER"):
+        assert f"SOLVER.{key} was " in caplog.text
+    assert re.search("SEED was -?[0-9]+ until now: from iteration 4 on it is 4", caplog.text)
+    # Those of a run that had them from the start.
+    expected = trainer_of(*changed)
+    for _ in range(4):
+        expected.optimizer.step()
+        expected.scheduler.step()
+    for group, other in zip(
+        resumed.optimizer.param_groups, expected.optimizer.param_groups, strict=True
+    ):
+        assert {**group, "params": None} == {**other, "params": None}
+    caplog.clear()
+    trainer_of().resume_or_load()
+    assert " was " not in caplog.text

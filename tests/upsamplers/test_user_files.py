@@ -22,10 +22,11 @@ def own_file(tmp_path, monkeypatch):
     return path
 
 
-def test_is_built_by_name(own_file):
+def test_is_built_by_name(own_file, caplog):
     assert len([line for line in own_file.read_text().splitlines() if line]) <= 10
     for _ in range(2):  # a file is run once
         import_upsampler_files([str(own_file)])
+    assert caplog.messages == [f"Running {own_file}, as MODEL.UPSAMPLER_FILES says"]
     x = torch.randn(1, 4, 3, 5)
     y = build_upsampler("Interpolated", 4, mode="area")(x, output_size=(7, 9))
     assert torch.equal(y, F.interpolate(x, (7, 9), mode="area"))

@@ -1,10 +1,15 @@
-"""Writing files so that an interruption leaves either the old content or the new one."""
+"""Folders that can be written, and files that an interruption leaves as they were or will be."""
 
+import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import InputError
 
 UNFINISHED = ".unfinished"
 
@@ -14,16 +19,16 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` when the block ends, and is on the disk then.
 
     Until that moment, and if the block raises, ``path`` is as it was. A process that is killed
-    leaves its part in ``<path>.unfinished``, which the next writer overwrites; so there may be one
-    writer at a time.
+    leaves its part in ``<path>.<process id>.unfinished``.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = Path(path)
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    unfinished.unlink(missing_ok=True)
     try:
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:  # which follows no link
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -37,3 +42,29 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_folder(folder: str | os.PathLike, name: str) -> None:
+    """Make a folder for output, and raise InputError unless files can be written in it.
+
+    Args:
+        folder: its parents are made, too.
+        name: the key or option that names it, for the message.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name} {str(folder)!r} cannot be written: {reason}") from error
+
+
+def unused_name(path: Path) -> Path:
+    """A name beside ``path`` that is free, with the time of its last change: ``a-<time>.json``."""
+    stamp = datetime.fromtimestamp(path.lstat().st_mtime).strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        tag = stamp if number == 1 else f"{stamp}-{number}"
+        name = path.with_name(f"{path.stem}-{tag}{path.suffix}")
+        if not os.path.lexists(name):
+            return name

@@ -3,13 +3,7 @@
 from .checkpoint import Checkpointer
 from .data_checks import check_datasets
 from .launch import find_processes, launch
-from .run_checks import (
-    check_model,
-    check_output,
-    check_processes,
-    check_solver,
-    check_weights,
-)
+from .run_checks import check_model, check_processes, check_solver, check_weights
 from .setup import load_config
 from .trainer import Trainer
 
@@ -18,7 +12,6 @@ __all__ = [
     "Trainer",
     "check_datasets",
     "check_model",
-    "check_output",
     "check_processes",
     "check_solver",
     "check_weights",

@@ -11,6 +11,8 @@ from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .divergence import check_finite
+
 
 class AccumulatingTrainer(SimpleTrainer):
     """Detectron2's SimpleTrainer, whose step may be several batches and in mixed precision.
@@ -46,7 +48,11 @@ class AccumulatingTrainer(SimpleTrainer):
         )
 
     def run_step(self) -> None:
-        """One step of the optimizer; the losses that are logged are means over its batches."""
+        """One step of the optimizer; the losses that are logged are means over its batches.
+
+        Raises:
+            FloatingPointError: a loss is no number.
+        """
         data_time = 0.0
         losses: Counter[str] = Counter()
         self.optimizer.zero_grad()
@@ -58,10 +64,9 @@ class AccumulatingTrainer(SimpleTrainer):
                 with torch.autocast(
                     self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None
                 ):
-                    shares = {
-                        name: loss / self.accumulation_steps
-                        for name, loss in self.model(batch).items()
-                    }
+                    batch_losses = self.model(batch)
+                check_finite(batch_losses)
+                shares = {n: loss / self.accumulation_steps for n, loss in batch_losses.items()}
                 self.grad_scaler.scale(sum(shares.values())).backward()
             for name, loss in shares.items():
                 losses[name] += loss.detach()

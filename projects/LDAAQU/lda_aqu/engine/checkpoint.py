@@ -15,15 +15,16 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, mistake_in, one_line
 from ..files import atomic_write
 from ..upsamplers import Upsampler
+from .output_folder import read_run_id
 
 logger = logging.getLogger(__name__)
 
 
-class UnreadableWeightsError(InputError):
-    """The file of the weights is damaged, or no checkpoint at all."""
+class UnusableWeightsError(InputError):
+    """The file of the weights is damaged, no checkpoint at all, or none that a run goes on from."""
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -61,29 +62,39 @@ class Checkpointer(DetectionCheckpointer):
         self._resumable = resumable
         self._resuming = False
         self._path = ""
+        self._run_id = read_run_id(save_dir) if save_dir else None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save a checkpoint as ``<name>.pth``: see :meth:`DetectionCheckpointer.save`.
 
         Raises:
-            InputError: the file cannot be written, e.g. as the disk is full.
+            InputError: the file cannot be written, e.g. as the disk is full; or a weight is no
+                number.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        diverged = self._diverged(dict(self.model.named_parameters()))
+        if diverged:
+            raise InputError(
+                f"checkpoint {name!r} is not saved, as {diverged} is no number: the training has "
+                "diverged; those before are whole. A lower SOLVER.BASE_LR with --resume may help"
+            )
+        data = {"model": self.model.state_dict(), "run_id": self._run_id}
         data |= {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         try:
+            os.makedirs(self.save_dir, exist_ok=True)
             with atomic_write(path) as file:
                 torch.save(data | kwargs, file)
             if self._resumable:
                 self.tag_last_checkpoint(f"{name}.pth")
         except (OSError, RuntimeError) as error:
-            # Where the file's write fails, torch's writer may fail in turn, over the position.
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            line = mistake_in(error)
+            if line is None or "DataLoader worker" in line:
+                raise
             raise InputError(
-                f"checkpoint {path!r} cannot be written: {_one_line(cause)}; those before are whole"
+                f"checkpoint {path!r} cannot be written: {line}; those before are whole"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -94,7 +105,8 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load the last checkpoint in the folder with the state of the run, or else ``path``.
 
-        Where the last one is damaged, the newest whole one before it is taken, with a warning.
+        Where the last one is damaged, or its weights are no numbers, the newest whole one of this
+        run is taken, with a warning.
 
         Raises:
             InputError: see :meth:`load`; or there is no whole checkpoint to resume from, or it is
@@ -102,14 +114,13 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[])
-        last = self.get_checkpoint_file()
-        candidates = [last, *self._older_checkpoints(last)]
+        candidates = self._candidates()
         self._resuming = True
         try:
             for candidate in candidates:
                 try:
                     return self.load(candidate)
-                except UnreadableWeightsError as error:
+                except UnusableWeightsError as error:
                     logger.warning("%s; trying the checkpoint before it", error)
         finally:
             self._resuming = False
@@ -118,17 +129,25 @@ class Checkpointer(DetectionCheckpointer):
             "run without --resume, or into another OUTPUT_DIR"
         )
 
-    def _older_checkpoints(self, last: str) -> list[str]:
-        """The other checkpoints of the folder that a run can resume from, the newest first."""
-        paths = [Path(path) for path in self.get_all_checkpoint_files()]
-        others = [p for p in paths if p != Path(last) and re.fullmatch(r"model_\d+", p.stem)]
-        return [str(p) for p in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)]
+    def _candidates(self) -> list[str]:
+        """The checkpoints that a run can resume from: the last, then the others, newest first."""
+        numbers = {}
+        for path in self.get_all_checkpoint_files():
+            if name := re.fullmatch(r"model_(final|\d+)", Path(path).stem):
+                numbers[path] = -1 if name[1] == "final" else int(name[1])
+        content = Path(self.save_dir, "last_checkpoint").read_bytes()
+        last = os.path.join(self.save_dir, content.decode(errors="replace").strip())
+        if last not in self.get_all_checkpoint_files():
+            logger.warning("last_checkpoint in %r names no file that is there", self.save_dir)
+            last = None
+        others = sorted(numbers.keys() - {last}, key=numbers.get, reverse=True)
+        return others if last is None else [last, *others]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint: see :meth:`DetectionCheckpointer.load`.
 
         Raises:
-            UnreadableWeightsError: the file cannot be fetched or is damaged.
+            UnusableWeightsError: the file cannot be fetched or is damaged.
             InputError: it holds more than weights, or its weights do not fit the model.
         """
         self._path = path
@@ -137,12 +156,12 @@ class Checkpointer(DetectionCheckpointer):
         except InputError:
             raise
         except (OSError, AssertionError) as error:
-            raise UnreadableWeightsError(
-                f"weights {path!r} cannot be loaded: {_one_line(error)}"
+            raise UnusableWeightsError(
+                f"weights {path!r} cannot be loaded: {one_line(error)}"
             ) from error
         # From converting names and shapes, and from the optimizer and schedule.
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"weights {path!r} do not fit: {_one_line(error)}") from error
+            raise InputError(f"weights {path!r} do not fit: {one_line(error)}") from error
         finally:
             # Detectron2 leaves it set when it fails, and then refuses to load again.
             self._parsed_url_during_load = None
@@ -150,7 +169,9 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             if zipfile.is_zipfile(filename):
-                _check_sums(filename)
+                _check_archive(filename)
+            if self._trusted:
+                logger.warning("MODEL.TRUST_WEIGHTS: what %r holds may run code", self._path)
             if filename.endswith(".pkl") and not self._trusted:
                 with open(filename, "rb") as file:
                     _WeightsUnpickler(file, encoding="latin1").load()
@@ -163,9 +184,11 @@ class Checkpointer(DetectionCheckpointer):
                     f"weights {self._path!r} hold more than weights ({refused[1]}), and reading "
                     "it may run code: set MODEL.TRUST_WEIGHTS True if you trust their origin"
                 ) from error
-            raise UnreadableWeightsError(
-                f"weights {self._path!r} cannot be loaded: {_one_line(error)}"
+            raise UnusableWeightsError(
+                f"weights {self._path!r} cannot be loaded: {one_line(error)}"
             ) from error
+        if self._resuming and self._run_id and content.get("run_id") != self._run_id:
+            raise UnusableWeightsError(f"weights {self._path!r} are of another run")
         weights = content.get("model")
         if not isinstance(weights, Mapping) or not all(
             isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray))
@@ -177,7 +200,15 @@ class Checkpointer(DetectionCheckpointer):
     def _torch_load(self, filename: str) -> Any:
         return torch.load(filename, map_location="cpu", weights_only=not self._trusted)
 
+    def _diverged(self, weights: Mapping[str, torch.Tensor]) -> str | None:
+        """The first of the model's parameters that has an element which is no number."""
+        names = [name for name, _ in self.model.named_parameters() if name in weights]
+        return next((n for n in names if not torch.as_tensor(weights[n]).isfinite().all()), None)
+
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        diverged = self._diverged(checkpoint["model"]) if self._resuming else None
+        if diverged:
+            raise UnusableWeightsError(f"weights {self._path!r}: {diverged} is no number")
         incompatible = super()._load_model(checkpoint)
         # fvcore lists tensors of another shape apart from missing ones: both keep random values.
         misshapen = {key: (theirs, ours) for key, theirs, ours in incompatible.incorrect_shapes}
@@ -250,15 +281,13 @@ class _WeightsUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check_sums(filename: str) -> None:
+def _check_archive(filename: str) -> None:
     """Raise BadZipFile where a part is not what was written, which torch does not look at."""
     with zipfile.ZipFile(filename) as archive:
+        # torch compresses nothing: what it reads is no larger than the file.
+        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise zipfile.BadZipFile(f"its part {packed[0]} is compressed, which torch never does")
         damaged = archive.testzip()
     if damaged:
         raise zipfile.BadZipFile(f"its part {damaged} is damaged")
-
-
-def _one_line(error: Exception) -> str:
-    """The kind of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0]}" if lines else "")

@@ -1,29 +1,20 @@
-"""Merging a config file and options into a config, with errors that name the key."""
+"""Merging a config file and options into a config, with errors of one line."""
 
-import ast
-import sys
-import textwrap
+import io
+import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode
 
-from ..errors import InputError, did_you_mean
+from ..errors import MISFITS, InputError, as_input_error, did_you_mean, one_line, shorten
 
-# What ast.literal_eval raises for text that is no literal, among them a dict by a list.
-_UNDECODABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+_MOST_VALUES = 100_000
 
-_LARGEST = sys.float_info.max
-
-_KINDS = {
-    bool: "True or False",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    list: "a list",
-    tuple: "a list",
-}
+_KINDS = {bool: "True or False", float: "a number", str: "a string"}
 
 
 def read_config_file(config_file: str) -> dict[str, Any]:
@@ -36,110 +27,119 @@ def read_config_file(config_file: str) -> dict[str, Any]:
     """
     source = f"config {config_file}"
     try:
-        content = CfgNode.load_yaml_with_base(config_file)
+        with as_input_error(source, yaml.YAMLError, OSError, AssertionError, ValueError):
+            content = _CheckedYaml.load_yaml_with_base(config_file)
     except RecursionError as error:
         raise InputError(f"{source}: its _BASE_ leads back to itself") from error
-    except (yaml.YAMLError, OSError, AssertionError, ValueError) as error:
-        raise InputError(f"{source}: {textwrap.shorten(str(error), 300)}") from error
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{source}: it, or its _BASE_, does not hold keys with values") from error
+    except (TypeError, AttributeError):
+        content = None
     if not isinstance(content, dict):
-        raise InputError(f"{source}: it does not hold keys with values")
+        raise InputError(f"{source}: it, or its _BASE_, does not hold keys with values")
     return content
 
 
-def merge_content(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
-    """Merge the keys and values of a file, named in messages as ``source``, into a config.
+class _CheckedYaml(CfgNode):
+    """Files that are read, and those that they are based on, without what YAML lets pass."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        with super()._open_cfg(filename) as file:
+            text = file.read()
+        if _count(yaml.compose(text, yaml.SafeLoader), {}, filename) > _MOST_VALUES:
+            raise InputError(f"config {filename}: aliases make more than {_MOST_VALUES} values")
+        return io.StringIO(text)
+
+
+def _count(node: yaml.Node | None, counts: dict[yaml.Node, float], filename: str) -> float:
+    """The values that a node of a YAML file comes to, its aliases followed.
 
     Raises:
-        InputError: an unknown key, a value of the wrong type, or another version than Detectron2's
-            current one.
+        InputError: a key is there twice.
     """
-    if content.get("VERSION", cfg.VERSION) != cfg.VERSION:
-        raise InputError(f"{source}: VERSION {content['VERSION']!r} must be {cfg.VERSION}")
-    _merge(cfg, cfg, content, "", source)
+    if node not in counts:
+        counts[node] = math.inf  # where an alias leads back to itself
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = [key for key, times in Counter(keys).items() if times > 1]
+            if twice:
+                line = node.start_mark.line + 1
+                raise InputError(
+                    f"config {filename}: {twice[0]} is twice in the block of line {line}"
+                )
+            children = itertools.chain(*children)
+        counts[node] = 1 + sum(_count(child, counts, filename) for child in children)
+    return counts[node]
 
 
-def merge_options(cfg: CfgNode, opts: list[str]) -> None:
-    """Merge ``[KEY, VALUE, ...]``, as on Detectron2's command lines, into a config.
+def read_options(opts: list[str]) -> dict[str, Any]:
+    """``[KEY, VALUE, ...]``, as on Detectron2's command lines, as the content of a file.
 
     Raises:
-        InputError: a key without a value, an unknown key, or a value of the wrong type.
+        InputError: a key without a value.
     """
     if len(opts) % 2:
         raise InputError(f"options must be KEY VALUE pairs, and {opts[-1]!r} has no value")
+    content: dict[str, Any] = {}
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        set_key(cfg, key, value, "options")
+        node = content
+        *parents, name = key.split(".")
+        with as_input_error(f"options: {key}", *MISFITS):
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[name] = value
+    return content
 
 
-def _merge(cfg: CfgNode, node: CfgNode, content: dict, prefix: str, source: str) -> None:
-    """Merge the content of a file into a node of the config, key by key."""
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if node.is_new_allowed() and name not in node:
-            node[name] = CfgNode(value) if isinstance(value, dict) else value
-        elif isinstance(node.get(name), CfgNode) and isinstance(value, dict):
-            _merge(cfg, node[name], value, f"{key}.", source)
-        else:
-            set_key(cfg, key, value, source)
-
-
-def set_key(cfg: CfgNode, key: str, value: Any, source: str) -> None:
-    """Set one key, converted as yacs does, and integers to numbers where those are wanted.
+def merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
+    """Merge keys and values into a config as yacs does, and integers where it has numbers.
 
     Raises:
-        InputError: an unknown key, or a value of the wrong type.
+        InputError: names ``source``, and the key that is unknown or whose value, or an element of
+            it, is not of the default's type, or the number that is not finite.
     """
-    default = cfg
-    for part in key.split("."):
-        if not isinstance(default, CfgNode) or part not in default:
-            raise InputError(
-                f"{source}: unknown config key {shown(key)[1:-1]}{_suggestion(cfg, key)}"
-            )
-        default = default[part]
-    if isinstance(default, CfgNode):
-        raise InputError(f"{source}: {key} holds keys, not a value: {shown(value)}")
-    decoded = _decode(value)
-    if isinstance(default, float) and type(decoded) is int and abs(decoded) <= _LARGEST:
-        value = decoded = float(decoded)
-    kind = _KINDS.get(type(default), "another value")
-    wrong = InputError(f"{source}: {key} {shown(value)} must be {kind}")
-    if decoded is None and default is not None:
-        raise wrong
+    before = cfg.clone()
     try:
-        cfg.merge_from_list([key, value])
-    except (*_UNDECODABLE, AssertionError) as error:
-        raise wrong from error
-    kinds = {_kind(leaf) for leaf in leaves(default) if leaf is not None}
-    for leaf in leaves(decoded):
-        if kinds and _kind(leaf) not in kinds:
-            raise InputError(
-                f"{source}: {key} {shown(value)}: {shown(leaf)} must be "
-                f"{_KINDS[min(kinds, key=str)]}"
-            )
+        cfg.merge_from_other_cfg(CfgNode(_with_floats(cfg, content)))
+    except MISFITS as error:
+        key = str(error).strip("'").rpartition("config key: ")[2]
+        hint = did_you_mean(key, dict(config_items(cfg))) if isinstance(error, KeyError) else ""
+        raise InputError(f"{source}: {one_line(error)}{hint}") from error
+    defaults = dict(config_items(before))
+    for key, value in config_items(cfg):
+        kinds = {_kind(leaf) for leaf in leaves(defaults.get(key)) if leaf is not None}
+        for leaf in leaves(value):
+            if kinds and _kind(leaf) not in kinds:
+                wanted = " or ".join(sorted(_KINDS.get(kind, "keys") for kind in kinds))
+            elif isinstance(leaf, float) and not math.isfinite(leaf):
+                wanted = "finite"
+            else:
+                continue
+            within = "" if leaf is value else f" {shorten(value)}:"
+            raise InputError(f"{source}: {key}{within} {shorten(leaf)} must be {wanted}")
 
 
-def _decode(value: Any) -> Any:
-    """A string that is a Python literal as that, as yacs takes it."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except _UNDECODABLE:
-        return value
+def _with_floats(node: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """Content whose integers are floats where the config has a float: yacs converts none."""
+    result = {}
+    for name, value in content.items():
+        default = node.get(name) if isinstance(node, dict) else None
+        if isinstance(value, dict):
+            value = _with_floats(default, value)
+        elif isinstance(default, float):
+            decoded = CfgNode._decode_cfg_value(value)
+            value = float(decoded) if type(decoded) is int else value
+        result[name] = value
+    return result
 
 
 def config_items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All keys of a config, dotted, those of its nodes among them, with their values."""
-    for key, value in cfg.items():
-        yield prefix + key, value
+    """All keys of a config that hold a value, dotted, with their values."""
+    for name, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from config_items(value, f"{prefix}{key}.")
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut short."""
-    return textwrap.shorten(repr(value), 80, placeholder="...")
+            yield from config_items(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -154,15 +154,3 @@ def leaves(value: Any) -> Iterator[Any]:
 def _kind(value: Any) -> type:
     """The type of a value, of which all numbers have the same."""
     return float if type(value) is int else type(value)
-
-
-def _suggestion(cfg: CfgNode, key: str) -> str:
-    """The known key nearest to an unknown one, and those beside it, for a message."""
-    known = [dotted for dotted, _ in config_items(cfg)]
-    parent, _, name = key.rpartition(".")
-    namesakes = [other for other in known if other.split(".")[-1] == name]
-    beside = [k.removeprefix(f"{parent}.") for k in known if k.rpartition(".")[0] == parent]
-    near = did_you_mean(key, known) or did_you_mean(key, namesakes, cutoff=0)
-    if not parent or not beside:
-        return near
-    return textwrap.shorten(f"{near}; {parent} has {', '.join(beside)}", 300, placeholder=" ...")

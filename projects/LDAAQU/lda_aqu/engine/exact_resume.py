@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from ..random_seeds import derive_seed
+from .config_merge import config_items
 
 WRITE_PERIOD = 20
 """Iterations after which Detectron2's trainer writes metrics, medians over as many iterations."""
@@ -18,12 +20,18 @@ class ExactResume(HookBase):
 
     With a non-negative ``SEED`` the global random generators are seeded anew for every iteration,
     in every process with another number. In the checkpoint are the position in the training data,
-    which must come from a :class:`~lda_aqu.data.loaders.TrainLoader`, and the metrics that are not
-    written yet or that the next medians are taken over.
+    which must come from a :class:`~lda_aqu.data.loaders.TrainLoader`, the metrics that are not
+    written yet or that the next medians are taken over, and the config.
+
+    Attributes:
+        changes: the keys of the config that the checkpoint loaded had other values for, each with
+            that value and the one given now.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
         self._seed = cfg.SEED
+        self.changes: dict[str, tuple[Any, Any]] = {}
         self._scalars: dict[str, dict[str, Any]] = {}
 
     def before_train(self) -> None:
@@ -55,12 +63,23 @@ class ExactResume(HookBase):
             for name, history in storage.histories().items()
             if latest[name][1] >= (self.trainer.iter if hints[name] else written)
         }
-        return {"batches_drawn": self.trainer.data_loader.batches_drawn, "scalars": scalars}
+        return {
+            "batches_drawn": self.trainer.data_loader.batches_drawn,
+            "scalars": scalars,
+            "config": self._cfg.dump(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there."""
+        """Go on there, with the config given now: note what it changes."""
         self.trainer.data_loader.batches_drawn = state["batches_drawn"]
         self._scalars = state["scalars"]
+        # Through YAML, so that tuples and lists compare alike.
+        now, then = (
+            dict(config_items(CfgNode(yaml.safe_load(text))))
+            for text in (self._cfg.dump(), state.get("config", self._cfg.dump()))
+        )
+        keys = sorted(now.keys() | then.keys())
+        self.changes = {k: (then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)}
 
 
 def metrics_written(iterations: int) -> int:

@@ -1,5 +1,6 @@
 """Running one function in all processes: on GPUs or CPUs, started here or by torchrun."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -17,9 +18,11 @@ from detectron2.utils.logger import setup_logger
 from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
-from ..errors import InputError
+from ..errors import MISFITS, InputError, as_input_error, mistake_in
 
 logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What torchrun tells each process that it starts."""
@@ -43,9 +46,17 @@ def find_processes(args: Namespace) -> Processes:
 
     Args:
         args: of Detectron2's argument parser.
+
+    Raises:
+        InputError: torchrun's variables are no numbers, or do not fit each other.
     """
     if os.environ.keys() >= set(TORCHRUN_VARIABLES):
-        rank, total, local_rank, per_machine = (int(os.environ[v]) for v in TORCHRUN_VARIABLES)
+        values = [os.environ[variable] for variable in TORCHRUN_VARIABLES]
+        numbers = [int(value) if value.isdecimal() else -1 for value in values]
+        rank, total, local_rank, per_machine = numbers
+        if not (0 <= local_rank <= rank < total and local_rank < per_machine <= total):
+            found = ", ".join(map("=".join, zip(TORCHRUN_VARIABLES, values, strict=True)))
+            raise InputError(f"torchrun's variables do not fit each other: {found}")
         return Processes(total, per_machine, rank, local_rank, by_torchrun=True)
     return Processes(
         total=args.num_gpus * args.num_machines,
@@ -90,7 +101,9 @@ def _run(run: Callable[[CfgNode, Namespace], Any], cfg: CfgNode, args: Namespace
 def _join_torchrun(processes: Processes, cfg: CfgNode) -> None:
     """Connect the processes that torchrun has started."""
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=engine.DEFAULT_TIMEOUT)
+    # DistNetworkError and its like are RuntimeErrors.
+    with as_input_error("torchrun's processes cannot be connected", *MISFITS):
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=engine.DEFAULT_TIMEOUT)
     comm.create_local_process_group(processes.per_machine)
     if on_gpu:
         torch.cuda.set_device(processes.local_rank)
@@ -118,12 +131,17 @@ def _start_processes(
         # Looked at whichever process failed: the others of one that ends lose their connection.
         if not mistakes.empty():
             raise InputError(mistakes.get()) from error
+        if "init_process_group" in str(error):
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"--dist-url {args.dist_url} cannot be reached: {reason}") from error
         if not isinstance(error, ProcessExitedException):
             raise
         logger.error("%s", error)
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        for process in multiprocessing.active_children():  # after a SIGINT to this one alone
+            process.kill()
 
 
 def _give_cores_to(num_processes: int) -> None:
@@ -146,12 +164,19 @@ def _run_in_child(
     args: Namespace,
     mistakes: "multiprocessing.SimpleQueue[str]",
 ) -> None:
-    """What each process that is started runs: an InputError goes to the parent, which reports."""
+    """What each process that is started runs: a mistake goes to the parent, which reports it.
+
+    With the parent, even where that is killed, it ends, too.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     setup_logger(distributed_rank=comm.get_rank(), name="lda_aqu")
     try:
         _run(run, cfg, args)
-    except InputError as error:
-        mistakes.put(str(error))
+    except Exception as error:
+        line = mistake_in(error)
+        if line is None:
+            raise
+        mistakes.put(line)
         sys.exit(2)
 
 

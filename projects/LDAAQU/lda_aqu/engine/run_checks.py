@@ -2,7 +2,7 @@
 
 import logging
 import os
-import tempfile
+import socket
 from argparse import Namespace
 from urllib.parse import urlparse
 
@@ -12,7 +12,8 @@ from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import build_optimizer
 
-from ..errors import InputError
+from .. import modeling  # noqa: F401  (registers the builders)
+from ..errors import MISFITS, InputError, as_input_error
 from .config_merge import config_items
 from .launch import find_processes
 
@@ -74,6 +75,15 @@ def _check_machines(args: Namespace) -> None:
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, on each machine "
             "the same: an address of the machine of rank 0 and a free port there"
         )
+    url = urlparse(args.dist_url)
+    if url.scheme == "tcp" and args.num_gpus * args.num_machines > 1:
+        # torch would try for half an hour.
+        with as_input_error(f"--dist-url {args.dist_url}", OSError, ValueError):
+            if not url.hostname or url.port is None:
+                raise ValueError("a host and a port are needed, tcp://HOST:PORT")
+            if args.num_machines == 1:
+                socket.create_server((url.hostname, url.port)).close()
+            socket.getaddrinfo(url.hostname, url.port)
 
 
 def check_solver(cfg: CfgNode, num_processes: int) -> None:
@@ -98,36 +108,13 @@ def check_solver(cfg: CfgNode, num_processes: int) -> None:
         )
 
 
-def check_output(folder: str) -> None:
-    """Make a folder for output, and raise InputError unless files can be written in it."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise InputError(
-            f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror or error}"
-        ) from error
-
-
 def check_model(cfg: CfgNode) -> None:
     """Raise InputError unless the config's model, optimizer and schedule can be built."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"  # where building it costs a second and no memory that counts
-    try:
+    with as_input_error("the config's model cannot be built", *MISFITS):
         build_lr_scheduler(cfg, build_optimizer(cfg, build_model(cfg)))
-    except InputError:
-        raise
-    # What Detectron2's builders raise for names that they do not know and values that do not fit.
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
-        RuntimeError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"the config's model cannot be built: {type(error).__name__}: {reason}"
-        ) from error
 
 
 def check_weights(cfg: CfgNode) -> None:

@@ -10,9 +10,9 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 from ..config import add_lda_aqu_config
 from ..data import register_coco_format_datasets
-from ..errors import InputError
+from ..errors import InputError, shorten
 from ..upsamplers.user_files import import_upsampler_files
-from .config_merge import merge_content, merge_options, read_config_file, set_key, shown
+from .config_merge import merge, read_config_file, read_options
 from .config_values import check_values
 
 logger = logging.getLogger(__name__)
@@ -40,32 +40,29 @@ def load_config(config_file: str, opts: list[str], *, device: str = "auto") -> C
     cfg.MODEL.UPSAMPLER_FILES = []
     if config_file and not os.path.isfile(config_file):
         raise InputError(f"config file {config_file!r} does not exist")
-    content = read_config_file(config_file) if config_file else {}
-    source = f"config {config_file}"
-    import_upsampler_files(_upsampler_files(content, source, opts))
+    contents = {"options": read_options(opts)}
+    if config_file:
+        contents = {f"config {config_file}": read_config_file(config_file)} | contents
+    _import_upsamplers(contents)
     add_lda_aqu_config(cfg)
-    merge_content(cfg, content, source)
-    merge_options(cfg, opts)
+    for source, content in contents.items():
+        merge(cfg, content, source)
+        if cfg.MODEL.TRUST_WEIGHTS and source != "options":
+            raise InputError(f"{source}: MODEL.TRUST_WEIGHTS is for the command line alone")
     check_values(cfg)
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
     register_coco_format_datasets(cfg.DATASETS.COCO_FORMAT)
     return cfg
 
 
-def _upsampler_files(content: dict[str, Any], source: str, opts: list[str]) -> list[str]:
-    """What ``MODEL.UPSAMPLER_FILES`` will be, before the keys are known that those files add."""
-    key = "MODEL.UPSAMPLER_FILES"
-    cfg = CfgNode({"MODEL": {"UPSAMPLER_FILES": []}})
-    model = content.get("MODEL")
-    if isinstance(model, dict) and "UPSAMPLER_FILES" in model:
-        set_key(cfg, key, model["UPSAMPLER_FILES"], source)
-    for option, value in zip(opts[::2], opts[1::2], strict=False):
-        if option == key:
-            set_key(cfg, key, value, "options")
-    files = cfg.MODEL.UPSAMPLER_FILES
-    if not all(isinstance(file, str) for file in files):
-        raise InputError(f"{key} {shown(files)} must be paths of Python files")
-    return files
+def _import_upsamplers(contents: dict[str, dict[str, Any]]) -> None:
+    """Run the files that ``MODEL.UPSAMPLER_FILES`` will name, whose options are keys, too."""
+    cfg = CfgNode({"MODEL": {"UPSAMPLER_FILES": [""]}})
+    for source, content in contents.items():
+        model = content.get("MODEL")
+        if isinstance(model, dict) and "UPSAMPLER_FILES" in model:
+            merge(cfg, {"MODEL": {"UPSAMPLER_FILES": model["UPSAMPLER_FILES"]}}, source)
+    import_upsampler_files(filter(None, cfg.MODEL.UPSAMPLER_FILES))
 
 
 def _device(name: str) -> str:
@@ -79,7 +76,9 @@ def _device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"MODEL.DEVICE {name!r} is not a device; use auto, cpu or cuda") from error
+        raise InputError(
+            f"MODEL.DEVICE {shorten(name)} is not a device; use auto, cpu or cuda"
+        ) from error
     if device.type == "cuda" and not has_gpu:
         raise InputError(
             f"MODEL.DEVICE {name!r}: this machine has no usable GPU; use MODEL.DEVICE cpu (or auto)"

@@ -1,13 +1,9 @@
 """The training loop: Detectron2's, with evaluation, the best checkpoint and exact metrics files."""
 
-import json
 import logging
-import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,17 +18,17 @@ from torch import distributed, nn
 
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
-from ..errors import FULL_DISK, InputError
+from ..errors import MISFITS, as_input_error, mistake_in, shorten
 from ..evaluation import build_evaluator, primary_metric
 from .accumulating_trainer import AccumulatingTrainer
 from .checkpoint import Checkpointer
-from .exact_resume import ExactResume, metrics_written
-from .finite_loss import FiniteLoss
+from .divergence import divergence
+from .exact_resume import ExactResume
+from .metrics_file import read_metrics, truncate_metrics
+from .output_folder import OutputFolderStays
 from .preemption import Preemption
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.json"
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """The values of ``SOLVER.AMP.DTYPE``."""
@@ -72,33 +68,57 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in :class:`DefaultTrainer`; ``metrics.json`` is cut back to the checkpoint resumed."""
-        if resume and not self.checkpointer.has_checkpoint():
-            logger.warning("No checkpoint in %r to resume: a new run", self.cfg.OUTPUT_DIR)
+        """As in :class:`DefaultTrainer`, with the values of the config that is given now.
+
+        ``metrics.json`` is cut back to the checkpoint resumed.
+        """
+        groups = self.optimizer.param_groups
+        options = [{key: group[key] for key in group if key != "params"} for group in groups]
+        schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
-        if self.start_iter > 0 and comm.is_main_process():
-            logger.info("Resuming at iteration %d", self.start_iter)
-            truncate_metrics(
-                Path(self.cfg.OUTPUT_DIR) / METRICS_FILE, self.start_iter, self.max_iter
+        if self.start_iter == 0:
+            return
+        changes = self._exact_resume.changes
+        if any(key.startswith("SOLVER.") for key in changes):
+            self._set_solver(options, schedule)
+        logger.info("Resuming at iteration %d", self.start_iter)
+        for key, (then, now) in changes.items():
+            logger.warning(
+                "%s was %s until now: from iteration %d on it is %s",
+                *(key, shorten(then), self.start_iter, shorten(now)),
             )
+        if comm.is_main_process():
+            truncate_metrics(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
+
+    def _set_solver(self, options: list[dict[str, Any]], schedule: dict[str, Any]) -> None:
+        """Give optimizer and schedule, which are at some iteration, these options and state."""
+        self.scheduler.load_state_dict({**schedule, "last_epoch": self.scheduler.last_epoch})
+        rates = self.scheduler.get_lr()
+        for group, given, rate in zip(self.optimizer.param_groups, options, rates, strict=True):
+            group.update(given | {"lr": rate})
+
+    def run_step(self) -> None:
+        """As in :class:`DefaultTrainer`.
+
+        Raises:
+            InputError: a loss, or what Detectron2 computes on the way to it, is no number.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            file_names = self.data_loader.file_names
+            raise divergence(error, self.iter, file_names, self.cfg.OUTPUT_DIR) from error
 
     def train(self) -> dict[str, Any] | None:
         """As in :class:`DefaultTrainer`.
 
         Raises:
-            InputError: a loss that is no number, an image that cannot be read, a file that cannot
-                be written.
+            InputError: see :meth:`run_step`; an image that cannot be read, a checkpoint that cannot
+                be written, an output folder that was removed.
             SystemExit: the run was told to end, see :class:`~lda_aqu.engine.preemption.Preemption`.
         """
-        with _no_traceback_of_input_errors():
-            try:
-                return super().train()
-            except OSError as error:
-                if error.errno not in FULL_DISK:
-                    raise
-                raise InputError(
-                    f"OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} cannot be written: {error.strerror}"
-                ) from error
+        with _no_traceback_of_mistakes():
+            return super().train()
 
     def after_train(self) -> None:
         """As in :class:`DefaultTrainer`; where no iteration was left, as after the last one."""
@@ -121,8 +141,11 @@ class Trainer(DefaultTrainer):
         # evaluation for instance, would be lost where a run is killed right then.
         saving = [hook for hook in result if isinstance(hook, hooks.PeriodicCheckpointer)]
         others = [hook for hook in result if hook not in saving]
-        first = [ExactResume(self.cfg), FiniteLoss(self.model, self.cfg.OUTPUT_DIR)]
-        return [*first, *others, *saving, Preemption(self.checkpointer)]
+        last = [Preemption(self.checkpointer)]
+        if comm.is_main_process():
+            last.append(OutputFolderStays(self.checkpointer))
+        self._exact_resume = ExactResume(self.cfg)
+        return [self._exact_resume, *others, *saving, *last]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -149,7 +172,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
         """The images of a test dataset one at a time."""
-        return EvaluationLoader(cfg, dataset_name)
+        with as_input_error(f"dataset {dataset_name} cannot be read any more", OSError, *MISFITS):
+            return EvaluationLoader(cfg, dataset_name)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -159,7 +183,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a dataset: see :func:`lda_aqu.evaluation.build_evaluator`."""
-        return build_evaluator(cfg, dataset_name)
+        with as_input_error(f"dataset {dataset_name} cannot be read any more", OSError, *MISFITS):
+            return build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(
@@ -186,59 +211,19 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """Read the best value so far from the metrics file of a run that is resumed."""
         if self.trainer.start_iter == 0:
             return
-        for record in _read_metrics(Path(self.trainer.cfg.OUTPUT_DIR) / METRICS_FILE):
+        for record in read_metrics(self.trainer.cfg.OUTPUT_DIR):
             value = record.get(self._val_metric)
             if value is not None and (self.best_metric is None or value > self.best_metric):
                 self._update_best(value, record["iteration"])
 
 
-def set_aside_metrics(output_dir: str) -> None:
-    """Rename the metrics file of an earlier run, if there is one, so that a new run has its own."""
-    path = Path(output_dir) / METRICS_FILE
-    if path.exists():
-        stamp = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-        kept = path.rename(path.with_name(f"metrics-{stamp}.json"))
-        logger.info("The metrics of an earlier run are kept in %s", kept)
-
-
-def truncate_metrics(path: Path, start_iter: int, max_iter: int) -> None:
-    """Drop from a metrics file what a run that starts at ``start_iter`` writes again.
-
-    That is what the run that is resumed had written since, and an unfinished last line. The file
-    is cut in place: a writer that has it open for appending goes on at its new end.
-    """
-    if not path.exists():
-        return
-    records = []
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                records.append((len(line), json.loads(line)))
-    # The evaluation after a run's last iteration is recorded at the one that would follow. A run
-    # that is prolonged keeps it, and one that has nothing else left to do repeats it.
-    ended = records and records[-1][1]["iteration"] == start_iter
-    keep = 0
-    for length, record in records:
-        done = record["iteration"] + ("total_loss" in record)
-        if start_iter >= max_iter:
-            kept = record["iteration"] < start_iter
-        elif ended and "total_loss" not in records[-1][1]:
-            kept = done <= start_iter
-        else:
-            kept = done <= metrics_written(start_iter)
-        if not kept:
-            break
-        keep += length
-    os.truncate(path, keep)
-
-
 @contextmanager
-def _no_traceback_of_input_errors() -> Iterator[None]:
+def _no_traceback_of_mistakes() -> Iterator[None]:
     """Keep Detectron2's training loop from logging tracebacks of errors that are reported."""
 
     def keep(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, InputError) or getattr(error, "errno", None) in FULL_DISK)
+        return error is None or mistake_in(error) is None
 
     loop_logger = logging.getLogger("detectron2.engine.train_loop")
     loop_logger.addFilter(keep)
@@ -246,10 +231,3 @@ def _no_traceback_of_input_errors() -> Iterator[None]:
         yield
     finally:
         loop_logger.removeFilter(keep)
-
-
-def _read_metrics(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return [json.loads(line) for line in file]

@@ -83,5 +83,11 @@ class UpsamplerSemSegFPNHead(SemSegFPNHead):
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """``loss_sem_seg`` of logits (N, K, H / common_stride, W / common_stride)."""
         logits = self.logits_upsampler(predictions.float())
-        loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value)
+        loss = mean_cross_entropy(logits, targets, self.ignore_value)
         return {"loss_sem_seg": loss * self.loss_weight}
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
+    """The mean over the (N, H, W) targets that are not ``ignore_value``; 0 where there are none."""
+    loss = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
+    return loss / (targets != ignore_value).sum().clamp(min=1)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..config import build_upsampler_from_config
 from ..errors import InputError
 from ..upsamplers import upsample_to
+from .semantic_fpn import mean_cross_entropy
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -193,9 +194,7 @@ class UPerNetHead(nn.Module):
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of the (N, H, W) targets; logits of padded size are cropped to theirs."""
         height, width = targets.shape[1:]
-        return F.cross_entropy(
-            logits[:, :, :height, :width], targets, ignore_index=self.ignore_value
-        )
+        return mean_cross_entropy(logits[:, :, :height, :width], targets, self.ignore_value)
 
 
 class PyramidPooling(nn.Module):

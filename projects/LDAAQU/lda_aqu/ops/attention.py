@@ -1,12 +1,13 @@
 """Local deformable attention as one operator: what it takes and returns, for any backend."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .layout import Layout, like, memory_format_of
-from .operator import Operator, check_tensors
+from .operator import Operator, check, check_tensors
 from .plain import attention as plain
 
 
@@ -62,18 +63,19 @@ def _results(
     position_bias: Tensor | None,
     num_heads: int,
 ) -> list[Layout]:
-    shapes = (
-        f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}, "
-        f"offsets {tuple(offsets.shape)}, num_heads {num_heads}"
-    )
-    torch._check(
+    def shapes() -> str:
+        names = ("query", "key", "value", "offsets")
+        tensors = zip(names, (query, key, value, offsets), strict=True)
+        return ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors) + f", heads {num_heads}"
+
+    check(
         query.dim() == key.dim() == value.dim() == 4 and offsets.dim() == 6,
-        lambda: f"expected 4-d query, key and value and 6-d offsets, got {shapes}",
+        lambda: f"expected 4-d query, key and value and 6-d offsets, got {shapes()}",
     )
     batch, depth, *output_size = query.shape
     channels = value.shape[1]
     _, groups, points, pair, *offsets_size = offsets.shape
-    torch._check(
+    check(
         key.shape[0] == batch
         and value.shape[0] == batch
         and offsets.shape[0] == batch
@@ -81,24 +83,24 @@ def _results(
         and key.shape[2:] == value.shape[2:]
         and offsets_size == output_size
         and pair == 2,
-        lambda: f"shapes do not fit one another: {shapes}",
+        lambda: f"shapes do not fit one another: {shapes()}",
     )
-    torch._check(
+    check(
         math.isqrt(points) ** 2 == points and points % 2 == 1,
         lambda: f"offsets need k² points with k odd, got {points}",
     )
-    torch._check(
+    check(
         num_heads > 0
         and groups > 0
         and depth % num_heads == 0
         and channels % num_heads == 0
         and depth % groups == 0
         and channels % groups == 0,
-        lambda: f"channels are not multiples of heads and groups: {shapes}",
+        lambda: f"channels are not multiples of heads and groups: {shapes()}",
     )
     if position_bias is not None:
         expected = (num_heads, points, depth // num_heads)
-        torch._check(
+        check(
             tuple(position_bias.shape) == expected,
             lambda: f"expected position_bias {expected}, got {tuple(position_bias.shape)}",
         )
@@ -106,14 +108,8 @@ def _results(
     return [Layout((batch, channels, *output_size), value.dtype, memory_format_of(value))]
 
 
-def _grads(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    offsets: Tensor,
-    position_bias: Tensor | None,
-    num_heads: int,
-) -> list[Layout]:
+def _grads(*inputs: Any) -> list[Layout]:
+    query, key, value, offsets, position_bias, _ = inputs
     return [
         like(query, torch.channels_last),
         like(key, torch.channels_last),

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from .autocast import dtype_under_autocast
 from .layout import Layout, like, memory_format_of
-from .operator import Operator, check_shapes, check_tensors
+from .operator import Operator, check, check_shapes, check_tensors
 from .plain import offset_network as plain
-from .standard import is_exporting
 
 
 def predict_offsets(
@@ -67,8 +66,6 @@ def predict_offsets(
     """
     if query.dtype != (dtype := dtype_under_autocast(query)):
         query = query.to(dtype)
-    if output_size is not None and torch.jit.is_tracing() and not is_exporting():
-        output_size = [int(side) for side in output_size]  # in a trace they are tensors
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     settings = (num_groups, offset_range, output_size)
     offsets, *resized = _OPERATOR(query, *parameters, *settings, backend=backend)
@@ -87,23 +84,23 @@ def _results(
     output_size: Sequence[int] | None,
 ) -> list[Layout]:
     """The offsets and, if there is an output size, the resized query."""
-    torch._check(
+    check(
         query.dim() == 4 and num_groups > 0 and query.shape[1] % num_groups == 0,
         lambda: f"expected a 4-d query of {num_groups} groups, got {tuple(query.shape)}",
     )
-    torch._check(
+    check(
         output_size is None or (len(output_size) == 2 and all(side > 0 for side in output_size)),
         lambda: f"expected a size (Y, X), got {output_size}",
     )
     batch, depth, *input_size = query.shape
     channels = depth // num_groups
-    torch._check(
+    check(
         conv_weight.dim() == 4 and conv_weight.shape[2] % 2 == 1,
         lambda: f"expected an odd convolution, got weights {tuple(conv_weight.shape)}",
     )
     outputs, _, kernel_size, _ = conv_weight.shape
     points = outputs // 2
-    torch._check(
+    check(
         outputs == 2 * math.isqrt(points) ** 2 and points % 2 == 1,
         lambda: f"the convolution needs 2 k² outputs with k odd, got {outputs}",
     )

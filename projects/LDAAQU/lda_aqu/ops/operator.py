@@ -46,9 +46,9 @@ class Operator:
             schema.
         standard: called with the inputs; computes the results in standard operators, for exporters
             and for transforms of functions.
-        grads: called with what is saved; returns the layouts of the gradients. Its annotations are
-            the schema of the gradient's operator.
-        save: makes, of the inputs and the results, what is saved; by default the inputs.
+        grads: called with what is saved; returns the layouts of the gradients.
+        save: makes, of the inputs and the results, what is saved; by default the inputs are. If it
+            is given, the annotations of ``grads`` are the schema of the gradient's operator.
         derivative: where given, computes the gradient in place of functions of the backends, by
             other operators: called with the gradients, the inputs and the name of the backend.
     """
@@ -60,14 +60,15 @@ class Operator:
         results: Layouts,
         standard: Callable[..., list[Tensor]],
         grads: Layouts | None = None,
-        save: Callable[[Inputs, Sequence[Tensor]], Inputs] = lambda inputs, results: inputs,
+        save: Callable[[Inputs, Sequence[Tensor]], Inputs] | None = None,
         derivative: Callable[..., Sequence[Tensor]] | None = None,
     ) -> None:
-        self._standard, self.save = standard, save
-        self.forward = _define(name, file, results)
+        self._standard, self.save = standard, save or (lambda inputs, results: inputs)
+        self.forward = _define(name, file, results, results)
         _LIBRARY.impl(name, self._call_differentiably, "Autograd")
         if derivative is None:
-            backward = _define(f"{name}_backward", file, grads, takes_grads=True)
+            schema = grads if save else results
+            backward = _define(f"{name}_backward", file, grads, schema, takes_grads=True)
 
             def derivative(grads: Sequence[Tensor], *saved: Any) -> Sequence[Tensor]:
                 if not torch.is_grad_enabled():
@@ -132,17 +133,34 @@ def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _define(name: str, file: str, layouts: Layouts, takes_grads: bool = False) -> Any:
+# How the annotations of a function are written in an operator's schema.
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    float: "float",
+    torch.dtype: "ScalarType",
+    Sequence[int]: "SymInt[]",
+    Sequence[int] | None: "SymInt[]?",
+}
+
+
+def _define(
+    name: str, file: str, layouts: Layouts, schema: Layouts, takes_grads: bool = False
+) -> Any:
     """Define an operator that is computed by the function ``name`` of a backend's ``file``.
 
-    Its parameters are those of ``layouts``; before them, the gradients where it ``takes_grads``;
+    Its parameters are those of ``schema``; before them, the gradients where it ``takes_grads``;
     after them, the backend.
     """
     first = 1 if takes_grads else 0
     parameters = [
-        *([_parameter("grads", Sequence[Tensor])] if takes_grads else []),
-        *inspect.signature(layouts, eval_str=True).parameters.values(),
-        _parameter("backend", str),
+        *(["Tensor[] grads"] if takes_grads else []),
+        *(
+            f"{_SCHEMA_TYPES[parameter.annotation]} {parameter.name}"
+            for parameter in inspect.signature(schema, eval_str=True).parameters.values()
+        ),
+        "str backend",
     ]
 
     def compute(*inputs: Any) -> list[Tensor]:
@@ -154,35 +172,31 @@ def _define(name: str, file: str, layouts: Layouts, takes_grads: bool = False) -
         device = next(value for value in inputs[first:] if isinstance(value, Tensor)).device
         return [layout.empty(device) for layout in layouts(*inputs[first:-1])]
 
-    compute.__signature__ = inspect.Signature(parameters, return_annotation=list[Tensor])
-    _LIBRARY.define(name + torch.library.infer_schema(compute, mutates_args=()))
+    _LIBRARY.define(f"{name}({', '.join(parameters)}) -> Tensor[]")
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lda_aqu::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.lda_aqu, name).default
 
 
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+def check(condition: bool, message: Callable[[], str]) -> None:
+    """Raise RuntimeError with a message, which is made then, unless a condition holds."""
+    if not condition:
+        raise RuntimeError(message())
 
 
 def check_tensors(*tensors: Tensor | None) -> None:
     """Raise RuntimeError unless tensors can be inputs of one call. Works on fake tensors."""
     present = [tensor for tensor in tensors if tensor is not None]
+    device = present[0].device
     for tensor in present:
-        torch._check(
-            tensor.is_floating_point() and tensor.device == present[0].device,
-            lambda: "expected floating-point tensors on one device",
-        )
-        torch._check(
-            all(size > 0 for size in tensor.shape[1:]),
-            lambda t=tensor: f"only a batch may be empty, got {tuple(t.shape)}",
-        )
+        if not tensor.is_floating_point() or tensor.device != device:
+            raise RuntimeError("expected floating-point tensors on one device")
+        if 0 in tensor.shape[1:]:
+            raise RuntimeError(f"only a batch may be empty, got {tuple(tensor.shape)}")
 
 
 def check_shapes(**parameters: tuple[Tensor, tuple[int, ...]]) -> None:
     """Raise RuntimeError, naming it, if a parameter has another shape than the one beside it."""
     for name, (parameter, shape) in parameters.items():
-        torch._check(
-            tuple(parameter.shape) == shape,
-            lambda n=name, p=parameter, s=shape: f"expected {n} {s}, got {tuple(p.shape)}",
-        )
+        if tuple(parameter.shape) != shape:
+            raise RuntimeError(f"expected {name} {shape}, got {tuple(parameter.shape)}")

@@ -1,13 +1,14 @@
 """Layer normalisation and 1 x 1 convolutions as one operator: what it takes and returns."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .autocast import dtype_under_autocast
 from .layout import Layout, like, memory_format_of
-from .operator import Operator, check_shapes, check_tensors
+from .operator import Operator, check, check_shapes, check_tensors
 from .plain import projection as plain
 
 
@@ -58,7 +59,7 @@ def _results(
     dtype: torch.dtype,
 ) -> list[Layout]:
     """The rows of ``weight`` are those of several projections, as many as ``widths`` says."""
-    torch._check(x.dim() == 4, lambda: f"expected a 4-d map, got {tuple(x.shape)}")
+    check(x.dim() == 4, lambda: f"expected a 4-d map, got {tuple(x.shape)}")
     batch, channels, *size = x.shape
     check_shapes(
         norm_weight=(norm_weight, (channels,)),
@@ -69,14 +70,8 @@ def _results(
     return [Layout((batch, width, *size), dtype, torch.channels_last) for width in widths]
 
 
-def _grads(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    widths: Sequence[int],
-    dtype: torch.dtype,
-) -> list[Layout]:
+def _grads(*inputs: Any) -> list[Layout]:
+    x, norm_weight, norm_bias, weight, *_ = inputs
     return [like(x, memory_format_of(x)), like(norm_weight), like(norm_bias), like(weight)]
 
 

@@ -16,11 +16,10 @@ Shape shorthand:
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .layout import Layout
-from .operator import Operator, check_tensors
+from .operator import Operator, check, check_tensors
 from .plain import reassembly as plain
 from .plain.reassembly import sum_dtype
 
@@ -75,7 +74,7 @@ def similarity(x: Tensor, query: Tensor, kernel_size: int, backend: str = "auto"
 
 
 def _reassembled(x: Tensor, weights: Tensor) -> list[Layout]:
-    torch._check(
+    check(
         x.dim() == 4
         and weights.dim() == 5
         and weights.shape[0] == x.shape[0]
@@ -89,7 +88,7 @@ def _reassembled(x: Tensor, weights: Tensor) -> list[Layout]:
 
 
 def _similarities(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> list[Layout]:
-    torch._check(
+    check(
         x.dim() == 4 and query.dim() == 4 and x.shape[:2] == query.shape[:2],
         lambda: f"shapes do not fit: x {tuple(x.shape)}, query {tuple(query.shape)}",
     )
@@ -105,7 +104,7 @@ def _spreads(weights: Tensor, query: Tensor, height: int, width: int) -> list[La
 
 
 def _check_window(num_points: int) -> None:
-    torch._check(
+    check(
         math.isqrt(num_points) ** 2 == num_points and num_points % 2 == 1,
         lambda: f"windows are of k² positions with k odd, got {num_points}",
     )

@@ -44,7 +44,7 @@ def can_be_fused(owner: nn.Module, **layers: nn.Module) -> bool:
 
 def _what_acts_on(layer: nn.Module) -> str:
     """Why calling a layer is more than what its weights say, or ""."""
-    if modules._has_any_global_hook():
+    if any(getattr(modules, f"_global{hooks}") for hooks in _HOOKS):
         return "all modules have hooks"
     for part in layer.modules():
         settings = _SETTINGS.get(type(part))
@@ -53,9 +53,9 @@ def _what_acts_on(layer: nn.Module) -> str:
         for name, expected in settings.items():
             if getattr(part, name) != expected:
                 return f"its {name} is {getattr(part, name)}"
-        if "forward" in vars(part):
+        if "forward" in part.__dict__:
             return "its forward was replaced"
-        if any(vars(part)[hooks] for hooks in _HOOKS):
+        if any(getattr(part, hooks) for hooks in _HOOKS):
             return "it has hooks"
     return ""
 

@@ -1,11 +1,14 @@
 """Upsamplers of the user's own, from Python files outside the package."""
 
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterable
 
 from ..errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def import_upsampler_files(paths: Iterable[str]) -> None:
@@ -24,6 +27,7 @@ def import_upsampler_files(paths: Iterable[str]) -> None:
         name = os.path.realpath(path)  # of the module: no name that another module may have
         if name in sys.modules:
             continue
+        logger.warning("Running %s, as MODEL.UPSAMPLER_FILES says", path)
         spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

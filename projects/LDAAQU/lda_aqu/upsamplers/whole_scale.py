@@ -12,7 +12,8 @@ class WholeScaleUpsampler(Upsampler):
 
     A subclass implements :meth:`upsample`, to the s-fold size. Of that map, an output that is
     smaller by less than s either way is the upper left part, as the map that was downsampled by s
-    was the larger by the rounding; an output of any other size is interpolated bilinearly.
+    was the larger by the rounding; an output of any other size is interpolated bilinearly. A model
+    that is traced or exported goes on doing which of the two it did then.
 
     Args:
         in_channels: C.
@@ -39,10 +40,8 @@ class WholeScaleUpsampler(Upsampler):
         """(N, C, H, W) to (N, C, H', W')."""
         height, width = self.target_size(x, output_size)
         y = self.upsample(x)
-        surplus = (y.shape[2] - height, y.shape[3] - width)
-        if surplus == (0, 0):
-            return y
-        if all(0 <= pixels < self.scale_factor for pixels in surplus):
+        # Cropped also where nothing is cut off, so that a graph traced here crops other sizes.
+        if all(0 <= n < self.scale_factor for n in (y.shape[2] - height, y.shape[3] - width)):
             return y[:, :, :height, :width]
         return F.interpolate(y, size=(height, width), mode="bilinear", align_corners=False)
 

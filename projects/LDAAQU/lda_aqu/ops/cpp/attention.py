@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ..layout import memory_format_of
-from .library import DTYPES, Call, fields, in_huge_pages
+from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 
-class Problem(ctypes.Structure):
-    """The struct of attention_problem.h."""
+class AttentionProblem(Problem):
+    """The struct of csrc/attention/problem.h."""
 
+    operator = "attention"
     _fields_ = (
         *fields(ctypes.c_int64, "batch depth channels heads groups kernel_size"),
-        *fields(ctypes.c_int64, "in_height in_width out_height out_width threads output_dtype"),
+        *fields(ctypes.c_int64, "in_height in_width out_height out_width threads dtype"),
         *fields(ctypes.c_int64 * 6, "offset_strides grad_offset_strides"),
         *fields(ctypes.c_int64 * 4, "key_strides value_strides output_strides grad_value_strides"),
         *fields(ctypes.c_void_p, "query key value offsets bias output grad_output"),
@@ -44,7 +45,7 @@ def local_deformable_attention(
     )
     if output.numel():
         call.set_tensor("output", output, "output_strides")
-        call.run("forward", "workspace_size", is_backward=False)
+        call.run("forward")
     return [output.to(value.dtype)]
 
 
@@ -77,7 +78,7 @@ def local_deformable_attention_backward(
         call.set_tensor("grad_output", grad_output.to(call.output_dtype), "output_strides")
         for name, grad in results.items():
             call.set_tensor(f"grad_{name}", in_huge_pages(grad), layouts[name][2])
-        call.run("backward", "workspace_size", is_backward=True)
+        call.run("backward")
     else:
         for grad in results.values():
             grad.zero_()
@@ -85,7 +86,7 @@ def local_deformable_attention_backward(
 
 
 class _Call(Call):
-    """The inputs as the kernels read them, and the Problem that describes them."""
+    """The inputs as the kernels read them, and the AttentionProblem that describes them."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class _Call(Call):
         # Pixels have 32-bit numbers, those of the border that the kernels add to a map too.
         if (key.shape[2] + 3) * (key.shape[3] + 1) >= 2**31:
             raise RuntimeError(f"maps of 2^31 pixels and more do not fit: {tuple(key.shape)}")
-        problem = Problem(
+        problem = AttentionProblem(
             batch=batch,
             depth=depth,
             channels=value.shape[1],
@@ -118,7 +119,7 @@ class _Call(Call):
             out_height=out_height,
             out_width=out_width,
             threads=torch.get_num_threads(),
-            output_dtype=DTYPES.index(self.output_dtype),
+            dtype=DTYPES.index(self.output_dtype),
         )
         super().__init__(problem)
         query = query.to(self.dtype).contiguous(memory_format=torch.channels_last)

@@ -5,15 +5,21 @@ certain version of it: it gets addresses, sizes and strides, and a workspace to 
 """
 
 import ctypes
-import importlib.machinery
+import hashlib
+import struct
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in attention_problem.h
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What the kernels read and write, in the order of Dtype in csrc/common/dtypes.h."""
+
+LIBRARY = Path(__file__).parent.with_name("_cpp.so")
+SOURCES = Path(__file__).parent.with_name("csrc")
 
 
 def unavailable(device: torch.device) -> str:
@@ -47,34 +53,45 @@ def fields(ctype: type, names: str) -> Iterable[tuple[str, type]]:
     return ((name, ctype) for name in names.split())
 
 
-def run(name: str, problem: ctypes.Structure) -> None:
-    """Call the function ``lda_aqu_<name>`` of the library."""
-    function = getattr(_library(), f"lda_aqu_{name}")
-    function.restype = None
-    function(ctypes.byref(problem))
+class Problem(ctypes.Structure):
+    """Base of the structs that describe a call to the kernels of an operator."""
+
+    operator: ClassVar[str]
+    """Its folder in csrc/, whose problem.h the struct mirrors."""
 
 
 class Call:
-    """What the kernels are told, and the tensors whose addresses they are told."""
+    """A call to the kernels: its Problem, and the tensors whose addresses that holds."""
 
-    def __init__(self, problem: ctypes.Structure) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._tensors: list[Tensor] = []
+        self._tensors: dict[str, Tensor] = {}
 
     def set_tensor(self, name: str, tensor: Tensor, strides: str | None = None) -> None:
         """Enter a tensor's address and, under the name ``strides``, its strides."""
-        self._tensors.append(tensor)
+        self._tensors[name] = tensor
         setattr(self.problem, name, tensor.data_ptr())
         if strides is not None:
             getattr(self.problem, strides)[:] = tensor.stride()
 
-    def run(self, name: str, workspace_size: str, is_backward: bool) -> None:
-        """Call ``lda_aqu_<name>`` with the memory that ``lda_aqu_<workspace_size>`` asks for."""
-        function = getattr(_library(), f"lda_aqu_{workspace_size}")
-        function.restype = ctypes.c_int64
-        size = function(ctypes.byref(self.problem), ctypes.c_int(is_backward))
-        self.set_tensor("workspace", in_huge_pages(torch.empty(size, dtype=torch.uint8)))
-        run(name, self.problem)
+    def run(self, function: str, has_workspace: bool = True) -> None:
+        """Call ``lda_aqu_<operator>_<function>``, with the workspace that it asks for.
+
+        Raises:
+            RuntimeError: a tensor has no elements; the kernels do not expect that.
+        """
+        for name, tensor in self._tensors.items():
+            if not tensor.numel():
+                raise RuntimeError(f"expected {name} with elements, got {tuple(tensor.shape)}")
+        if has_workspace:
+            size = self._call(f"{function}_workspace_size", ctypes.c_int64)
+            self.set_tensor("workspace", in_huge_pages(torch.empty(size, dtype=torch.uint8)))
+        self._call(function, None)
+
+    def _call(self, function: str, result: type | None) -> int | None:
+        call = getattr(_library(), f"lda_aqu_{self.problem.operator}_{function}")
+        call.restype = result
+        return call(ctypes.byref(self.problem))
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:
@@ -88,20 +105,48 @@ def _library() -> ctypes.CDLL:
     """The compiled library.
 
     Raises:
-        OSError: it was not built or cannot be loaded.
+        OSError: it was not built, cannot be loaded, or is not of this version of the package.
     """
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).parent.with_name("_cpp" + suffix)
-        if path.exists():
-            library = ctypes.CDLL(str(path))
-            break
-    else:
+    if not LIBRARY.exists():
         raise OSError(
-            "the C++ kernels were not built: the package was installed without a C++ compiler "
+            "the C++ kernels were not built; install the package again with a C++ compiler at hand "
             "that has OpenMP, as GCC from version 12 on (`pip install -v` shows its messages)"
         )
+    if not _is_whole(LIBRARY.read_bytes()):
+        raise OSError(f"{LIBRARY} is damaged; install the package again")
+    library = ctypes.CDLL(str(LIBRARY))
+    if not _is_of_this_version(library):
+        raise OSError(f"{LIBRARY} is not of this version; install the package again")
     library.lda_aqu_instruction_set.restype = ctypes.c_char_p
     library.lda_aqu_use_instruction_set.argtypes = [ctypes.c_char_p]
     library.lda_aqu_advise_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.lda_aqu_advise_huge_pages.restype = None
     return library
+
+
+def _is_whole(file: bytes) -> bool:
+    """Whether an ELF file has all its segments: to load one that was cut short ends the process."""
+    if file[:5] != b"\x7fELF\x02":  # of 64 bits; the loader says what is wrong with others
+        return True
+    try:
+        table, size, count = struct.unpack_from("Q14xHH", file, 32)
+        segments = [struct.unpack_from("Q16xQ", file, table + i * size + 8) for i in range(count)]
+    except struct.error:
+        return False
+    return all(offset + length <= len(file) for offset, length in segments)
+
+
+def _is_of_this_version(library: ctypes.CDLL) -> bool:
+    """Whether it was built from the sources beside it, and its structs are as large as ours."""
+    try:
+        built_from, problem_size = library.lda_aqu_sources, library.lda_aqu_problem_size
+    except AttributeError:
+        return False
+    built_from.restype, problem_size.restype = ctypes.c_char_p, ctypes.c_int64
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h"))
+    # As in setup.py.
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return (not files or built_from() == digest.encode()) and all(
+        problem_size(problem.operator.encode()) == ctypes.sizeof(problem)
+        for problem in Problem.__subclasses__()
+    )

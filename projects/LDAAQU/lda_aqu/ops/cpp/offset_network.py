@@ -8,14 +8,15 @@ from torch import Tensor
 
 from ..layout import Layout, memory_format_of
 from ..plain.offset_network import EPSILON
-from .library import DTYPES, Call, fields, in_huge_pages
+from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 
-class OffsetProblem(ctypes.Structure):
-    """The struct of offset_problem.h."""
+class OffsetNetworkProblem(Problem):
+    """The struct of csrc/offset_network/problem.h."""
 
+    operator = "offset_network"
     _fields_ = (
-        *fields(ctypes.c_int64, "batch depth groups height width in_height in_width"),
+        *fields(ctypes.c_int64, "batch depth groups height width source_height source_width"),
         *fields(ctypes.c_int64, "kernel_size outputs threads dtype"),
         *fields(ctypes.c_int64 * 4, "query_strides grad_query_strides"),
         *fields(ctypes.c_double, "offset_range epsilon"),
@@ -57,7 +58,7 @@ def predict_offsets(
     offsets = in_huge_pages(torch.empty(shape, dtype=call.dtype))
     if offsets.numel():
         call.set_tensor("offsets", offsets)
-        call.run("predict_offsets", "offset_workspace_size", is_backward=False)
+        call.run("forward")
     return [offsets, *(r.to(query.dtype) for r in resized)]
 
 
@@ -91,7 +92,9 @@ def predict_offsets_backward(
         call.set_tensor("grad_query", in_huge_pages(grad_query), "grad_query_strides")
         for name, grad in zip(PARAMETERS, grads_of_parameters, strict=True):
             call.set_tensor(f"grad_{name}", grad)
-        call.run("predict_offsets_backward", "offset_workspace_size", is_backward=True)
+        call.run("backward")
+    else:
+        grad_query.zero_()
     return [
         grad_query.to(resized.dtype),
         *(g.to(p.dtype) for g, p in zip(grads_of_parameters, parameters, strict=True)),
@@ -109,7 +112,7 @@ def _readable(query: Tensor) -> Tensor:
 
 
 class _Call(Call):
-    """The inputs as the kernels read them, and the OffsetProblem that describes them."""
+    """The inputs as the kernels read them, and the OffsetNetworkProblem that describes them."""
 
     def __init__(
         self, query: Tensor, parameters: tuple[Tensor, ...], num_groups: int, offset_range: float
@@ -117,7 +120,7 @@ class _Call(Call):
         self.dtype = torch.promote_types(query.dtype, torch.float32)
         batch, depth, height, width = query.shape
         conv_weight = parameters[3]
-        problem = OffsetProblem(
+        problem = OffsetNetworkProblem(
             batch=batch,
             depth=depth,
             groups=num_groups,
@@ -137,10 +140,10 @@ class _Call(Call):
 
     def set_source(self, source: Tensor) -> None:
         """What the query is to be resized from."""
-        self.problem.in_height, self.problem.in_width = source.shape[2:]
+        self.problem.source_height, self.problem.source_width = source.shape[2:]
         self.set_tensor("source", source.contiguous(memory_format=torch.channels_last))
 
     def set_grad_resized(self, grad: Tensor, size: Sequence[int]) -> None:
         """The gradient that the query, resized from ``size``, has from elsewhere."""
-        self.problem.in_height, self.problem.in_width = size
+        self.problem.source_height, self.problem.source_width = size
         self.set_tensor("grad_resized", grad.contiguous(memory_format=torch.channels_last))

@@ -14,18 +14,19 @@ from torch import Tensor
 from ..autocast import without_autocast
 from ..layout import memory_format_of
 from ..plain.projection import EPSILON
-from .library import DTYPES, fields, in_huge_pages, run
+from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 CHUNK = 2**19
 """Elements of the normalised map that exist at once: few enough for a CPU's cache."""
 
 
-class NormProblem(ctypes.Structure):
-    """The struct of norm_problem.h."""
+class ProjectionProblem(Problem):
+    """The struct of csrc/projection/problem.h."""
 
+    operator = "projection"
     _fields_ = (
         *fields(ctypes.c_int64, "channels height width first count threads dtype"),
-        *fields(ctypes.c_int64 * 4, "strides"),
+        *fields(ctypes.c_int64 * 4, "map_strides"),
         *fields(ctypes.c_double, "epsilon"),
         *fields(ctypes.c_void_p, "map normalized inverse grad"),
     )
@@ -101,8 +102,9 @@ class _Pixels:
     def __init__(self, x: Tensor) -> None:
         self.map = x if x.dtype in DTYPES else x.float()
         self.dtype = torch.promote_types(self.map.dtype, torch.float32)
-        self.count = x.numel() // x.shape[1]
-        self._step = max(1, CHUNK // x.shape[1])  # pixels of a chunk
+        batch, channels, height, width = x.shape
+        self.count = batch * height * width
+        self._step = max(1, CHUNK // max(1, channels))  # pixels of a chunk
         self._inverse = torch.empty(self.count, dtype=self.dtype)
 
     def new_empty(self, channels: int) -> Tensor:
@@ -128,13 +130,13 @@ class _Pixels:
 
     def backward(self, chunk: slice, normalized: Tensor, grad: Tensor, grad_map: Tensor) -> None:
         """From the gradient of what :meth:`standardize` gave to that of the map; spoils it."""
-        self._run("standardize_backward", chunk, grad_map, normalized, grad=grad.data_ptr())
+        self._run("standardize_backward", chunk, grad_map, normalized, grad=grad)
 
     def _run(
-        self, name: str, chunk: slice, target: Tensor, normalized: Tensor, **addresses: int
+        self, function: str, chunk: slice, target: Tensor, normalized: Tensor, **tensors: Tensor
     ) -> None:
         _, channels, height, width = target.shape
-        problem = NormProblem(
+        problem = ProjectionProblem(
             channels=channels,
             height=height,
             width=width,
@@ -142,11 +144,11 @@ class _Pixels:
             count=chunk.stop - chunk.start,
             threads=torch.get_num_threads(),
             dtype=DTYPES.index(target.dtype),
-            strides=target.stride(),
             epsilon=EPSILON,
-            map=target.data_ptr(),
-            normalized=normalized.data_ptr(),
-            inverse=self._inverse[chunk].data_ptr(),
-            **addresses,
         )
-        run(name, problem)
+        call = Call(problem)
+        call.set_tensor("map", target, "map_strides")
+        inverse = self._inverse[chunk]
+        for name, tensor in {"normalized": normalized, "inverse": inverse, **tensors}.items():
+            call.set_tensor(name, tensor)
+        call.run(function, has_workspace=False)

@@ -1,59 +1,51 @@
-// The C interface: chooses, when it is loaded, the kernels of the widest instruction set of this CPU.
+// The C interface: when it is loaded, it chooses the kernels of this CPU's widest instruction set.
 #include <cstring>
 
-#include "norm_problem.h"
-#include "offset_problem.h"
-#include "attention_problem.h"
+#include "attention/problem.h"
+#include "offset_network/problem.h"
+#include "projection/problem.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-#define DECLARE(isa)                                            \
-    namespace isa {                                             \
-    int64_t workspace_size(const Problem&, bool);               \
-    void forward(const Problem&);                               \
-    void backward(const Problem&);                              \
-    int64_t offset_workspace_size(const OffsetProblem&, bool);  \
-    void predict_offsets(const OffsetProblem&);                 \
-    void predict_offsets_backward(const OffsetProblem&);        \
-    void standardize(const NormProblem&);                       \
-    void standardize_backward(const NormProblem&);              \
-    }
+// Every function of every operator, as KERNEL(isa, result, operator, function). It is called with
+// the operator's Problem, from C as lda_aqu_<operator>_<function>.
+#define FOR_EACH_KERNEL(KERNEL, isa)                              \
+    KERNEL(isa, int64_t, attention, forward_workspace_size)       \
+    KERNEL(isa, int64_t, attention, backward_workspace_size)      \
+    KERNEL(isa, void, attention, forward)                         \
+    KERNEL(isa, void, attention, backward)                        \
+    KERNEL(isa, int64_t, offset_network, forward_workspace_size)  \
+    KERNEL(isa, int64_t, offset_network, backward_workspace_size) \
+    KERNEL(isa, void, offset_network, forward)                    \
+    KERNEL(isa, void, offset_network, backward)                   \
+    KERNEL(isa, void, projection, standardize)                    \
+    KERNEL(isa, void, projection, standardize_backward)
 
-DECLARE(generic)
+#define DECLARE(isa, result, op, function) \
+    namespace op::isa { result function(const Problem&); }
+FOR_EACH_KERNEL(DECLARE, generic)
 #ifdef LDA_AQU_X86
-DECLARE(avx2)
-DECLARE(avx512)
+FOR_EACH_KERNEL(DECLARE, avx2)
+FOR_EACH_KERNEL(DECLARE, avx512)
 #endif
 
 namespace {
 
+#define MEMBER(isa, result, op, function) result (*op##_##function)(const op::Problem&);
 struct Kernels {
     const char* name;
-    int64_t (*workspace_size)(const Problem&, bool);
-    void (*forward)(const Problem&);
-    void (*backward)(const Problem&);
-    int64_t (*offset_workspace_size)(const OffsetProblem&, bool);
-    void (*predict_offsets)(const OffsetProblem&);
-    void (*predict_offsets_backward)(const OffsetProblem&);
-    void (*standardize)(const NormProblem&);
-    void (*standardize_backward)(const NormProblem&);
+    FOR_EACH_KERNEL(MEMBER, )
 };
 
-#define KERNELS(isa)                                                                    \
-    {                                                                                   \
-        #isa, isa::workspace_size, isa::forward, isa::backward,                         \
-            isa::offset_workspace_size, isa::predict_offsets,                           \
-            isa::predict_offsets_backward, isa::standardize, isa::standardize_backward, \
-    }
-
+#define ADDRESS(isa, result, op, function) op::isa::function,
 constexpr Kernels kernels[] = {
 #ifdef LDA_AQU_X86
-    KERNELS(avx512),
-    KERNELS(avx2),
+    {"avx512", FOR_EACH_KERNEL(ADDRESS, avx512)},
+    {"avx2", FOR_EACH_KERNEL(ADDRESS, avx2)},
 #endif
-    KERNELS(generic),
+    {"generic", FOR_EACH_KERNEL(ADDRESS, generic)},
 };
 
 bool runs_here([[maybe_unused]] const char* name) {
@@ -81,6 +73,23 @@ const Kernels* chosen = widest();
 
 extern "C" {
 
+#define EXPORT(isa, result, op, function)                          \
+    result lda_aqu_##op##_##function(const op::Problem* problem) { \
+        return chosen->op##_##function(*problem);                  \
+    }
+FOR_EACH_KERNEL(EXPORT, )
+
+// Hash of the sources that the library was built from (see setup.py).
+const char* lda_aqu_sources() { return LDA_AQU_SOURCES; }
+
+// Bytes of the Problem of an operator, or -1 if there is none of that name.
+int64_t lda_aqu_problem_size(const char* name) {
+#define SIZE(isa, result, op, function) \
+    if (!strcmp(name, #op)) return sizeof(op::Problem);
+    FOR_EACH_KERNEL(SIZE, )
+    return -1;
+}
+
 // Name of the instruction set in use.
 const char* lda_aqu_instruction_set() { return chosen->name; }
 
@@ -104,30 +113,5 @@ void lda_aqu_advise_huge_pages(void* memory, int64_t size) {
 #else
     (void)memory, (void)size;
 #endif
-}
-
-// Bytes of workspace that a call needs.
-int64_t lda_aqu_workspace_size(const Problem* problem, int is_backward) {
-    return chosen->workspace_size(*problem, is_backward != 0);
-}
-
-void lda_aqu_forward(const Problem* problem) { chosen->forward(*problem); }
-
-void lda_aqu_backward(const Problem* problem) { chosen->backward(*problem); }
-
-int64_t lda_aqu_offset_workspace_size(const OffsetProblem* problem, int is_backward) {
-    return chosen->offset_workspace_size(*problem, is_backward != 0);
-}
-
-void lda_aqu_predict_offsets(const OffsetProblem* problem) { chosen->predict_offsets(*problem); }
-
-void lda_aqu_predict_offsets_backward(const OffsetProblem* problem) {
-    chosen->predict_offsets_backward(*problem);
-}
-
-void lda_aqu_standardize(const NormProblem* problem) { chosen->standardize(*problem); }
-
-void lda_aqu_standardize_backward(const NormProblem* problem) {
-    chosen->standardize_backward(*problem);
 }
 }

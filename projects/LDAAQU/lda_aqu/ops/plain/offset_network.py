@@ -150,7 +150,7 @@ class _Network:
         self.query, self.num_groups = query, num_groups
         self.depthwise = depthwise.to(query.dtype).repeat(num_groups, 1, 1, 1)
         self.conv_weight = conv_weight.to(query.dtype).repeat(num_groups, 1, 1, 1)
-        self.padding = conv_weight.shape[-1] // 2
+        self.padding = int(conv_weight.shape[-1]) // 2  # in a trace it is a tensor
 
     def features(self) -> Tensor:
         """What is normalised, (N, Y, X, g, c), in float32 at least."""
