@@ -16,14 +16,14 @@ DEMO_CONFIG := configs/Small/panoptic_fpn_R_18_glyphs_lda_aqu.yaml
 DEMO_DATASET := glyphs_panoptic_val
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo clean
+.PHONY: help install test sanitize demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install everything into it
 
-$(INSTALLED): Makefile setup.py pyproject.toml $(wildcard requirements/*.txt $(KERNELS)/*)
+$(INSTALLED): Makefile setup.py pyproject.toml $(wildcard requirements/*.txt $(KERNELS)/* $(KERNELS)/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 		     "Name another with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
@@ -45,6 +45,18 @@ test: $(INSTALLED) ## lint, then run the test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# The sanitizers report memory errors and undefined behaviour, and end the run.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+sanitize: $(INSTALLED) ## test the C++ kernels of all instruction sets under ASan and UBSan: six minutes
+	rm -rf build/sanitize
+	LDA_AQU_FLAGS="-O1 -g1 $(SANITIZERS)" $(BIN)/python setup.py -q build \
+		--build-base build/sanitize --build-lib build/sanitize/lib
+	test -f build/sanitize/lib/lda_aqu/ops/_cpp.so
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib:tests \
+		$(BIN)/python -m pytest -q tests/ops/test_cpp.py -k 'not two_million'
 
 demo: export DETECTRON2_DATASETS := datasets
 demo: $(INSTALLED) ## generate data, train, evaluate, draw: ten minutes on two cores

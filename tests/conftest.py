@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,9 +7,56 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from lda_aqu.ops import BACKENDS
 from paths import ROOT, SHARED
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_configure() -> None:
+    """Run in one thread, and processes that tests start in one each.
+
+    Most tensors of the tests are too small for more: threads would wait for one another most of
+    the time, which takes several times the CPU time.
+    """
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for the fixture ``device`` on each, and for ``backend`` with those it has."""
+    if "device" not in metafunc.fixturenames:
+        return
+    devices = ["cpu"] if metafunc.definition.get_closest_marker("cpu") else DEVICES
+    if "backend" in metafunc.fixturenames:
+        cases = [
+            (device, name)
+            for device in devices
+            for name, backend in BACKENDS.items()
+            if not backend.unavailable(torch.device(device))
+        ]
+        metafunc.parametrize("device, backend", cases, indirect=["device"])
+    else:
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.fixture
+def device(request) -> Iterator[torch.device]:
+    """The device that a test runs on, where tensors and modules are made that name no other."""
+    device = torch.device(request.param)
+    if device.type == "cpu":
+        yield device
+    else:
+        with device, torch.backends.cudnn.flags(True, deterministic=True, allow_tf32=False):
+            yield device
+
+
+@pytest.fixture
+def exact(device) -> dict[str, float]:
+    """Tolerances of what is computed alike twice: none, but for a GPU's sums, in any order."""
+    return {"rtol": 0, "atol": 0} if device.type == "cpu" else {}
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +67,7 @@ def golden():
         path = SHARED / "golden" / f"{name}.pt"
         if not path.exists():
             pytest.skip(f"no reference outputs at {path}")
-        return torch.load(path)
+        return torch.load(path, map_location=torch.get_default_device())
 
     return load
 

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
 """Compare the upsamplers: parameters, FLOPs, time and memory, by themselves and in a model.
 
-compare_upsamplers.py [--only NAME ...] [--config-file configs/...] [--results NAME=FILE ...]
+compare_upsamplers.py [--only NAME ...] [--config-file configs/...] [--results FILE ...]
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from lda_aqu.benchmark.command_line import (
@@ -16,18 +15,15 @@ from lda_aqu.benchmark.command_line import (
     apply_shared_options,
 )
 from lda_aqu.benchmark.comparison import (
-    compare,
     compared_upsamplers,
-    comparison_tables,
-    is_published_model,
+    comparison_table,
     plot_comparison,
-    published_table,
     read_results,
 )
-from lda_aqu.benchmark.machine import describe_machine, machine_text
+from lda_aqu.benchmark.machine import describe_machine
 from lda_aqu.benchmark.model_workload import ModelWorkload
 from lda_aqu.benchmark.report import write_report
-from lda_aqu.benchmark.shapes import fpn_steps, parse_size
+from lda_aqu.benchmark.settings import fpn_steps, parse_size
 from lda_aqu.errors import exit_on_input_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +44,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--results",
         nargs="+",
         default=[],
-        metavar="NAME=FILE",
-        help="metrics.json of a model trained with that upsampler, whose last box AP is shown",
+        metavar="FILE",
+        help="results of a study, whose mean box AP are shown; or NAME=FILE, metrics.json of a "
+        "model trained with that upsampler, whose last box AP is",
     )
     add_shared_options(parser, "800x1333", "output/comparison", repeats=3)
     add_upsampler_option(parser)
@@ -67,27 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     upsamplers = compared_upsamplers(args.only)
     measured_ap = read_results(args.results, [upsampler.label for upsampler in upsamplers])
     setting = apply_shared_options(args)
-    model = ModelWorkload(args.config_file, tuple(args.opts), image_size=size, setting=setting)
-    finest = fpn_steps(size)[-1]
+    model = ModelWorkload(args.config_file, setting, tuple(args.opts), image_size=size)
 
-    comparisons = compare(upsamplers, model, finest, args.repeats)
-    machine = describe_machine(setting)
-    modules, models = comparison_tables(
-        f"Upsamplers by themselves at {finest.name}, 256 channels, of an image of {args.size}",
-        f"{Path(args.config_file).stem} with each, an image of {args.size}",
-        comparisons,
-        measured_ap,
-    )
-    tables = [modules, models]
-    if is_published_model(model.config()):
-        tables += filter(None, [published_table(comparisons)])
-    print(machine_text(machine), *(t.text() for t in tables), sep="\n\n")
-    modules.write_csv(args.output / "upsamplers.csv")
-    models.write_csv(args.output / "upsamplers_in_model.csv")
-    plot_comparison(args.output / "upsamplers.png", comparisons, measured_ap)
-    data = {"upsamplers": [asdict(comparison) for comparison in comparisons]}
-    write_report(args.output, "upsamplers", tables, machine, data)
-    print(f"Tables, numbers and plots are in {args.output}")
+    table = comparison_table(upsamplers, model, fpn_steps(size)[-1], measured_ap, args.repeats)
+    plot_comparison(args.output / "upsamplers.png", table.rows)
+    write_report(args.output, "upsamplers", [table], describe_machine(setting))
     return 0
 
 

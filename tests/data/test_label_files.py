@@ -1,3 +1,6 @@
+import os
+import struct
+
 import numpy as np
 import pytest
 from lda_aqu.data.label_files import image_size, read_label
@@ -71,14 +74,38 @@ def test_label_cut_short(label_file):
         read_label(path, (80, 50), range(3), 255)
 
 
-@pytest.mark.parametrize("orientation, size", [(None, (6, 4)), (3, (6, 4)), (6, (4, 6))])
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, mode):
+    path = tmp_path / "image.tiff"
+    Image.fromarray(np.full((4, 6), 3000, np.int32)).convert(mode).save(path)
+    with pytest.raises(InputError, match=rf"image\.tiff' has values of .* 8 bits \(mode {mode}"):
+        image_size(path)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png' is no regular file"):
+        image_size(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"label file .*pipe\.png' is no regular file"):
+        read_label(tmp_path / "pipe.png", (6, 4), range(3), None)
+
+
+# An orientation in the type of text, which Pillow does not write.
+TEXT_EXIF = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 274, 2, 2, b"6\0\0\0", 0)
+
+
+@pytest.mark.parametrize(
+    "orientation, size", [(None, (6, 4)), (3, (6, 4)), (6, (4, 6)), ("6", (6, 4))]
+)
 def test_image_size_is_that_of_the_image_as_detectron2_reads_it(tmp_path, orientation, size):
     from detectron2.data.detection_utils import read_image
 
     path = tmp_path / "image.jpg"
     exif = Image.Exif()
-    if orientation:
+    if isinstance(orientation, int):
         exif[ExifTags.Base.Orientation] = orientation
-    Image.new("RGB", (6, 4)).save(path, exif=exif)
+    Image.new("RGB", (6, 4)).save(path, exif=TEXT_EXIF if orientation == "6" else exif)
+    with Image.open(path) as image:
+        assert image.getexif().get(ExifTags.Base.Orientation) == orientation
     assert image_size(path) == size
     assert read_image(str(path), "RGB").shape[1::-1] == size

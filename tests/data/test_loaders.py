@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
 from lda_aqu.data import loaders
 from lda_aqu.data.loaders import EvaluationLoader, NamingMapper, TrainLoader, build_train_loader
@@ -147,6 +148,12 @@ def test_a_truncated_file_from_the_config(damaged):
     assert len(draw(loader, 4)) == 4 and loader.skipped > 0
     with pytest.raises(InputError, match=rf"dataset {damaged}: image file '.*/3\.png'"):
         list(EvaluationLoader(cfg, damaged))
+
+
+def test_annotations_that_are_gone_before_an_evaluation_are_named(tmp_path):
+    register_coco_instances(tmp_path.name, {}, str(tmp_path / "gone.json"), str(tmp_path))
+    with pytest.raises(InputError, match=r"dataset test_.*gone\.json' cannot be read"):
+        EvaluationLoader(load_config("", []), tmp_path.name)
 
 
 def test_a_seed_gives_the_same_batches(tiny_config):

@@ -184,13 +184,17 @@ def too_much_stuff(content):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (unlisted, r"y\.png' has the segment ids 65536, 65793, which '.*val\.json' does not list"),
+        (unlisted, r"y\.png' has the segment ids 65536, 65793, which its annotation does"),
         (
             unknown_category,
             r"panoptic_val\.json': x\.png has segments of the categories 99, not listed",
         ),
         (too_much_stuff, r"panoptic_val\.json' has 255 kinds of stuff; labels of 8 bits allow 254"),
         (lambda content: content["images"].pop(), r"y\.png is of image 3, not listed"),
+        (
+            lambda content: content["annotations"][0].update(file_name="../../x.png"),
+            r"1 of the 2 files .* the first is '.*panoptic_val/\.\./\.\./x\.png'",
+        ),
         (
             lambda content: content.pop("categories"),
             "not in COCO's panoptic format: KeyError: 'cat",

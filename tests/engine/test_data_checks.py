@@ -1,11 +1,12 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import register_coco_panoptic_separated
+from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
 from lda_aqu.data.glyphs import generate_glyphs
 from lda_aqu.engine import (
     check_datasets,
@@ -63,14 +64,14 @@ def test_missing_images_are_counted_and_named(own):
     root, check = own
     (root / "images" / "2.png").unlink()
     (root / "images" / "4.png").unlink()
-    with pytest.raises(InputError, match=r"2 of 6 image files are missing.*2\.png"):
+    with pytest.raises(InputError, match=r"2 of 6 images cannot be used, .*2\.png.*No such file"):
         check()
 
 
 def test_annotations_that_are_not_coco(own):
     root, check = own
     (root / "annotations.json").write_text('{"images": [')
-    with pytest.raises(InputError, match=r"annotations\.json' cannot be read"):
+    with pytest.raises(InputError, match=r"annotations\.json' is not JSON"):
         check()
 
 
@@ -80,14 +81,145 @@ def test_annotations_without_masks(own):
     for annotation in content["annotations"]:
         annotation["segmentation"] = []
     (root / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"has no masks: set MODEL\.MASK_ON False"):
+    with pytest.raises(InputError, match=r"12 of 12 .* no mask: .* set MODEL\.MASK_ON False"):
         check()
+
+
+@pytest.fixture
+def edit(own):
+    """Change the annotations of the dataset, and check it."""
+    root, check = own
+
+    def edit(change, *opts: object) -> None:
+        content = json.loads((root / "annotations.json").read_text())
+        change(content)
+        (root / "annotations.json").write_text(json.dumps(content))
+        check(*opts)
+
+    return edit
+
+
+def of_second(**fields):
+    """A change of the second annotation; None drops a field."""
+
+    def change(content: dict) -> None:
+        annotation = content["annotations"][1]
+        annotation.update(fields)
+        for field in [field for field, value in fields.items() if value is ...]:
+            del annotation[field]
+
+    return change
+
+
+FAR = [[1e10, 0, 5, 1e10, 0, 0]]
+NO_MASK = r"1 of 12 annotations .* bbox \[52, 3, .*0\.png': it has no mask"
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (..., NO_MASK),
+        (None, NO_MASK),
+        ([], NO_MASK),
+        ({}, NO_MASK),
+        ([[]], r"image file .*0\.png': Exception: input type is not supported"),
+        ([[1, 2, 3, 4]], r"image file .*0\.png': TypeError"),
+        (3, "annotation 2, cannot be read: TypeError"),
+        (FAR, r"bbox \[52, 3, .* what reads it dies \(Segmentation fault\)"),
+        ([[5, 5, 20, float("nan"), 20, 20]], "coordinates that are not finite"),
+        ({"size": [64, 96], "counts": "0"}, "its RLE has fewer pixels than its size"),
+        (
+            {"size": [10**6, 10**6], "counts": "0"},
+            r"\[1000000, 1000000\], its image of \[64, 96\]",
+        ),
+        ({"size": [96, 64], "counts": "P`0"}, r"is of the size \[96, 64\]"),
+        ({"size": [64, 96], "counts": [5, -5, 6144]}, "annotation 2, cannot be read: OverflowErr"),
+    ],
+)
+def test_masks_that_would_stop_training_or_evaluation(edit, mask, message):
+    with pytest.raises(InputError, match=message):
+        edit(of_second(segmentation=mask))
+
+
+def test_masks_that_are_not_used_need_not_be_there(edit):
+    edit(of_second(segmentation=...), "MODEL.MASK_ON", False)
+
+
+def test_polygons_without_a_box_that_holds_them_are_tried_by_training_too(edit):
+    with pytest.raises(InputError, match=r"dies \(Segmentation fault\)"):
+        edit(
+            lambda c: [a.update(segmentation=FAR) for a in c["annotations"]],
+            *("INPUT.MASK_FORMAT", "polygon", "DATASETS.TEST", "()"),
+        )
+
+
+def test_ground_truth_with_the_id_0_is_sound(edit):
+    edit(of_second(id=0))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "nothing to"),
+        (lambda c: [a["bbox"].__setitem__(2, 0) for a in c["annotations"]], "nothing to learn"),
+        (lambda c: c["annotations"].clear(), "nothing to learn"),
+        (lambda c: [a.update(image_id=99) for a in c["annotations"]], "no annotation is of an im"),
+        (of_second(image_id="0"), "image ids are of several types: int, str"),
+        (lambda c: c["categories"][0].update(name="disc"), "each class needs a name of its own"),
+        (lambda c: c["categories"][0].update(name=7), "each class needs a name of its own"),
+        (lambda c: c["categories"][0].pop("name"), "KeyError: 'name'"),
+    ],
+)
+def test_annotations_that_would_train_or_score_nothing(edit, change, message):
+    with pytest.raises(InputError, match=message):
+        edit(change)
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+@pytest.mark.parametrize(
+    "names, message", [(["disc", "box"], "number 0 is 'box' and 'disc'"), (["box", "ring"], "1 is")]
+)
+def test_datasets_of_different_classes(own, tmp_path, key, names, message):
+    root, check = own
+    content = json.loads((root / "annotations.json").read_text())
+    for category, name in zip(content["categories"], names, strict=True):
+        category["name"] = name
+    (root / "other.json").write_text(json.dumps(content))
+    name = f"other_{tmp_path.name}"
+    register_coco_instances(name, {}, str(root / "other.json"), str(root / "images"))
+    own_name = f"own_{tmp_path.name}"
+    with pytest.raises(InputError, match=f"datasets own_.* and other_.* different .*{message}"):
+        check(f"DATASETS.{key}", f"('{own_name}', '{name}')")
+
+
+def test_images_that_cannot_be_trained_on(own):
+    root, check = own
+    image = root / "images" / "2.png"
+    Image.fromarray(np.full((64, 96), 3000, np.uint16)).save(image)
+    with pytest.raises(InputError, match=r"1 of 6 .*2\.png' has values of more than 8 bits"):
+        check()
+    image.unlink()
+    os.mkfifo(image)
+    with pytest.raises(InputError, match=r"1 of 6 .*2\.png' is no regular file"):
+        check()
+
+
+def test_an_image_that_the_resize_leaves_nothing_of(edit, own):
+    Image.new("RGB", (5000, 1)).save(own[0] / "images" / "2.png")
+
+    def change(content: dict) -> None:
+        content["images"][2].update(width=5000, height=1)
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 2]
+
+    with pytest.raises(InputError, match=r"2\.png', 5000 x 1, has no pixel left .*MAX_SIZE_TRAIN"):
+        edit(change)
 
 
 def test_missing_annotation_file_of_a_built_in_dataset(monkeypatch):
     cfg = load_config("", ["DATASETS.TEST", "('coco_2014_val',)"])
     with pytest.raises(
-        InputError, match=r"dataset coco_2014_val: annotation file .* does not exist"
+        InputError,
+        match=r"dataset coco_2014_val: json_file .*instances_val2014\.json' does not exist",
     ):
         check_datasets(cfg, train=False)
 
@@ -196,7 +328,7 @@ def test_sound_panoptic_dataset_for_every_architecture(glyphs):
         (lambda file: file.write_bytes(b""), r"label file '.*000000000002\.png' cannot be read"),
         (
             lambda file: shutil.rmtree(file.parent),
-            r"folder of semantic labels '.*panoptic_stuff_train' does not exist.*see tools/prepare",
+            r"sem_seg_root '.*panoptic_stuff_train' does not exist.*tools/prepare",
         ),
     ],
 )
@@ -252,11 +384,24 @@ def test_segmentor_reads_no_instances(glyphs):
     check(*SEGMENTOR, "MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.MASK_ON", True)
 
 
-def drop_annotation(root: Path) -> None:
-    path = root / "annotations" / "panoptic_train.json"
-    content = json.loads(path.read_text())
-    del content["annotations"][1]
-    path.write_text(json.dumps(content))
+def of_panoptic(change):
+    """A change of the panoptic annotations."""
+
+    def damage(root: Path) -> None:
+        path = root / "annotations" / "panoptic_train.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def of_second_panoptic(**fields):
+    return of_panoptic(lambda content: content["annotations"][1].update(fields))
+
+
+def panoptic_file(root: Path) -> Path:
+    return root / "panoptic_train" / "000000000002.png"
 
 
 @pytest.mark.parametrize(
@@ -264,31 +409,61 @@ def drop_annotation(root: Path) -> None:
     [
         (
             lambda root: (root / "panoptic_train" / "000000000002.png").unlink(),
-            r"1 of 3 panoptic label files are missing.*panoptic_train/000000000002\.png'",
+            r"1 of 3 .*panoptic file '.*panoptic_train/000000000002\.png' cannot be read",
         ),
         (
             lambda root: shutil.rmtree(root / "panoptic_train"),
-            r"folder of panoptic labels '.*panoptic_train' does not exist",
+            r"panoptic_root '.*panoptic_train' does not exist",
         ),
         (
             lambda root: (root / "annotations" / "panoptic_train.json").unlink(),
-            r"panoptic annotation file '.*panoptic_train\.json' does not exist",
+            r"panoptic_json '.*panoptic_train\.json' does not exist",
         ),
         (
             lambda root: (root / "annotations" / "panoptic_train.json").write_text("{}"),
             r"panoptic_train\.json' cannot be read: KeyError: 'annotations'",
         ),
         (
-            drop_annotation,
-            r"panoptic_train\.json' has no annotation of 1 of 3 images.*train/000000000002\.jpg'",
+            of_panoptic(lambda content: content["annotations"].pop(1)),
+            r"1 of 3 .*train/000000000002\.jpg': it has 0 panoptic annotations",
+        ),
+        (
+            of_panoptic(lambda content: content["annotations"][1].pop("segments_info")),
+            r"000000000002\.jpg': KeyError: 'segments_info'",
+        ),
+        (of_second_panoptic(segments_info=None), r"000000000002\.jpg': TypeError"),
+        (of_second_panoptic(segments_info=[{"id": "a"}]), r"000000000002\.jpg': "),
+        (of_second_panoptic(file_name=3), r"000000000002\.jpg': TypeError"),
+        (of_second_panoptic(image_id=99), "annotations of 1 images that are not in it, .* 99"),
+        (
+            of_panoptic(lambda c: c["annotations"][1]["segments_info"][0].update(category_id=99)),
+            r"000000000002\.jpg': KeyError: 99",
+        ),
+        (of_panoptic(lambda c: c["categories"][0].pop("name")), r"\.jpg': KeyError: 'name'"),
+        (
+            of_panoptic(lambda c: c["annotations"][1]["segments_info"].pop()),
+            r"000000000002\.png' has the segment ids \d+, which its annotation does not list",
+        ),
+        (
+            lambda root: redraw(panoptic_file(root), lambda pixels: pixels[:-1]),
+            r"000000000002\.png' has \d+ x \d+ pixels, its image",
+        ),
+        (
+            lambda root: panoptic_file(root).write_bytes(panoptic_file(root).read_bytes()[:-90]),
+            r"000000000002\.png' cannot be read",
         ),
     ],
 )
-def test_damaged_panoptic_files_matter_where_they_are_evaluated(glyphs, damage, message):
+def test_damaged_panoptic_files(glyphs, damage, message):
     root, check = glyphs
     damage(root)
     with pytest.raises(InputError, match=message):
-        check(*PANOPTIC_FPN)
+        check(*PANOPTIC_FPN, train=False)
+
+
+def test_panoptic_files_need_not_be_there_where_nothing_is_evaluated(glyphs):
+    root, check = glyphs
+    shutil.rmtree(root / "panoptic_train")
     check(*PANOPTIC_FPN, "DATASETS.TEST", "()")
 
 

@@ -70,7 +70,10 @@ def config(architecture: str, *opts: object):
 
 def results(cfg, dataset: str, file_name: str) -> dict[str, dict[str, float]]:
     """What the evaluator of a dataset makes of a model that predicts one box, and sky."""
-    evaluator = build_evaluator(cfg, dataset)
+    return predict(build_evaluator(cfg, dataset), file_name)
+
+
+def predict(evaluator, file_name: str) -> dict[str, dict[str, float]]:
     evaluator.reset()
     instances = Instances((HEIGHT, WIDTH))
     instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 20.0, 20.0]]))
@@ -171,3 +174,44 @@ def test_primary_metric(architecture, masks, metric):
     assert primary_metric(cfg) == metric
     cfg.DATASETS.TEST = ("one", "two")
     assert primary_metric(cfg) == f"one/{metric}"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gone"),
+    [
+        ("GeneralizedRCNN", "instances.json"),
+        ("PanopticFPN", "panoptic.json"),
+        ("SemanticSegmentor", "stuff"),
+    ],
+)
+def test_files_that_are_gone_before_an_evaluation_are_named(architecture, gone, datasets, tmp_path):
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=rf"dataset tiny_separated: '.*{gone}' cannot be read"):
+        build_evaluator(config(architecture), "tiny_separated")
+
+
+@pytest.mark.parametrize("gone", ["panoptic/0.png", "stuff/0.png"])
+def test_labels_that_are_gone_during_an_evaluation_are_named(gone, datasets, tmp_path):
+    cfg = config("PanopticFPN", "MODEL.MASK_ON", True, "OUTPUT_DIR", str(tmp_path))
+    evaluator = build_evaluator(cfg, "tiny_separated")
+    (tmp_path / gone).unlink()
+    with pytest.raises(InputError, match=rf"dataset tiny_separated cannot be evaluated: .*{gone}"):
+        predict(evaluator, datasets)
+
+
+@pytest.mark.parametrize("dataset", ["tiny", "tiny_stuffonly"])
+def test_a_disk_that_is_full_of_predictions_is_an_error_of_one_line(dataset, datasets, tmp_path):
+    """The predictions go to /dev/full, where every write fails."""
+    folder = tmp_path / "inference"
+    folder.mkdir()
+    for name in (
+        "instances_predictions.pth",
+        "sem_seg_predictions.json",
+        "panoptic_predictions.json",
+    ):
+        (folder / name).symlink_to("/dev/full")
+    cfg = config("PanopticFPN", "MODEL.MASK_ON", True, "OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(
+        InputError, match=rf"dataset {dataset} cannot be evaluated: .*No space left"
+    ):
+        results(cfg, dataset, datasets)

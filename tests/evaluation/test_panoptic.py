@@ -13,7 +13,6 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from lda_aqu.evaluation import PanopticEvaluator
-from lda_aqu.evaluation.panoptic import id2rgb
 from PIL import Image
 from torch import distributed
 
@@ -319,6 +318,20 @@ def test_predictions_are_kept_in_cocos_format(register_dataset, tmp_path):
         assert np.array_equal(png @ [1, 256, 65536], truth.ids)
 
 
+def test_an_image_id_that_is_a_path_leads_nowhere(register_dataset, tmp_path):
+    truth = random_truth(np.random.default_rng(4))
+    name = register_dataset([truth])
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "../../../x"
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    output = tmp_path / "some" / "output" / "inference"
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="non-negative integer"):  # which hotcoco needs
+        evaluate(name, {"../../../x": truth}, output_dir=str(output))
+    written = {p for p in set(tmp_path.rglob("*")) - before if p.is_file()}
+    assert len(written) == 2 and all(path.is_relative_to(output) for path in written)
+
+
 def test_outputs_are_left_as_they_were(register_dataset):
     """Other evaluators and the drawing of predictions read them too."""
     truth = random_truth(np.random.default_rng(5))
@@ -347,15 +360,6 @@ def test_tables_name_groups_and_classes(register_dataset, caplog):
         evaluate(register_dataset([truth]), {0: truth})
     for word in ("All", "Things", "Stuff", "#classes", *NAMES.values()):
         assert word in caplog.text, word
-
-
-def test_id2rgb():
-    ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
-    assert id2rgb(ids).dtype == np.uint8
-    assert id2rgb(ids).tolist() == [
-        [[0, 0, 0], [1, 0, 0], [255, 0, 0]],
-        [[0, 1, 0], [0, 0, 1], [255, 255, 255]],
-    ]
 
 
 def evaluate_share(root: Path, predictions: dict[int, Panoptic]) -> None:

@@ -27,9 +27,8 @@ def config(builder: str, *opts: object):
         if builder.startswith("build_resnet")
         else ["res3", "res4", "res5"]
     )
-    cfg.merge_from_list(
-        ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", builder, "MODEL.BACKBONE.FREEZE_AT", 0]
-    )
+    cfg.merge_from_list(["MODEL.DEVICE", str(torch.get_default_device())])
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", builder, "MODEL.BACKBONE.FREEZE_AT", 0])
     cfg.merge_from_list(["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64])
     cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", levels, "MODEL.FPN.IN_FEATURES", levels])
     cfg.merge_from_list(["MODEL.FPN.OUT_CHANNELS", 16, *opts])
@@ -190,7 +189,7 @@ def test_model_zoo_checkpoint_loads(tmp_path, caplog, suffix):
     state = theirs.state_dict()
     path = tmp_path / f"zoo.{suffix}"
     if suffix == "pkl":
-        content = {"model": {k: v.numpy() for k, v in state.items()}, "__author__": "zoo"}
+        content = {"model": {k: v.numpy(force=True) for k, v in state.items()}, "__author__": "zoo"}
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save({"model": state}, path)
@@ -237,9 +236,12 @@ def test_imagenet_weights_of_the_model_zoo_load(tmp_path):
     for key, value in source.bottom_up.state_dict().items():
         if "running" not in key:
             wanted[key] = torch.randn_like(value)
-    content = {caffe2_name(key): value.numpy() for key, value in wanted.items()}
+    content = {caffe2_name(key): value.numpy(force=True) for key, value in wanted.items()}
     assert {"conv1_w", "res_conv1_bn_s", "res2_0_branch1_w", "res5_2_branch2c_bn_b"} < set(content)
-    content |= {"conv1_w_momentum": content["conv1_w"], "pred_w": torch.zeros(2, 3).numpy()}
+    content |= {
+        "conv1_w_momentum": content["conv1_w"],
+        "pred_w": torch.zeros(2, 3).numpy(force=True),
+    }
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content, protocol=2))
     Checkpointer(torch.nn.ModuleDict({"backbone": target})).load(str(tmp_path / "R-50.pkl"))
     loaded = target.bottom_up.state_dict()
@@ -271,3 +273,14 @@ def test_every_option_reaches_the_upsampler():
     assert upsampler.conv_offset[3].kernel_size == (1, 1)
     assert upsampler.conv_offset.num_groups == 4 and upsampler.conv_offset.offset_range == 3.0
     assert upsampler.relative_position_bias_table is None
+
+
+def test_upsamplers_draw_no_numbers_from_the_sequence():
+    """With one seed, what is built after the pyramid starts alike whatever its upsamplers are."""
+    builder, following = RCNN.format("_lda_aqu"), []
+    for name in ("Nearest", "LDAAQU", "CARAFE"):
+        build(builder, "MODEL.FPN.UPSAMPLER", name)
+        following.append(torch.rand(()).item())
+    assert len(set(following)) == 1
+    first, second = (build(builder, seed=seed).fpn_upsample2.state_dict() for seed in (0, 1))
+    assert not first["proj_q.weight"].equal(second["proj_q.weight"])

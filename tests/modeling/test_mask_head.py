@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from gradients import unreached_parameters
 from lda_aqu import LDAAQU, add_lda_aqu_config
 from lda_aqu.errors import InputError
+from random_tensors import normals
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ def build(name: str, *opts: object) -> nn.Module:
 
 
 def regions(count: int) -> torch.Tensor:
-    return torch.randn(count, CHANNELS, 7, 7, generator=torch.Generator().manual_seed(1))
+    return normals(1)(count, CHANNELS, 7, 7)
 
 
 def ground_truth(count: int) -> Instances:

@@ -8,6 +8,7 @@ from gradients import unreached_parameters
 from lda_aqu import LDAAQU, add_lda_aqu_config
 from lda_aqu.errors import InputError
 from lda_aqu.upsamplers import GuidedUpsampler
+from random_tensors import normals
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,8 @@ def config(*opts: object) -> CfgNode:
     head = {"NAME": "UPerNetHead", "IN_FEATURES": LEVELS, "NUM_CLASSES": CLASSES}
     head |= {"CONVS_DIM": 16, "NORM": "BN"}
     flat = [part for key, value in head.items() for part in (f"MODEL.SEM_SEG_HEAD.{key}", value)]
-    cfg.merge_from_list([*flat, "MODEL.UPERNET.AUX_CHANNELS", 12, "MODEL.DEVICE", "cpu", *opts])
+    cfg.merge_from_list([*flat, "MODEL.UPERNET.AUX_CHANNELS", 12])
+    cfg.merge_from_list(["MODEL.DEVICE", str(torch.get_default_device()), *opts])
     return cfg
 
 
@@ -33,14 +35,12 @@ def build(*opts: object) -> nn.Module:
 
 
 def inputs(height: int, width: int) -> tuple[dict[str, Tensor], Tensor]:
-    generator = torch.Generator().manual_seed(1)
+    normal = normals(1)
     features = {
-        name: torch.randn(
-            2, s.channels, -(-height // s.stride), -(-width // s.stride), generator=generator
-        )
+        name: normal(2, s.channels, -(-height // s.stride), -(-width // s.stride))
         for name, s in SHAPES.items()
     }
-    targets = torch.randint(0, CLASSES, (2, height, width), generator=generator)
+    targets = (CLASSES / 2 + normal(2, height, width)).clamp(0, CLASSES - 1).long()
     targets[:, :9] = 255
     return features, targets
 

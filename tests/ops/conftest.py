@@ -2,15 +2,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from lda_aqu.ops import BACKENDS, cpp
+from lda_aqu.ops import cpp
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[name for name in BACKENDS if not BACKENDS[name].unavailable(CPU)])
-def backend(request) -> str:
-    """Each backend that can run on the CPU."""
-    return request.param
+@pytest.fixture(autouse=True)
+def each_device(device) -> None:
+    """Every test here runs on each device, but for those that are marked ``cpu``."""
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from lda_aqu.ops import BACKENDS, backends, reassemble
 from lda_aqu.ops.backends import choose_implementation
 from paths import ROOT
 
+pytestmark = pytest.mark.cpu
+
 CPU = torch.device("cpu")
 X = torch.zeros(1, 16, 4, 4)
 
@@ -70,7 +72,6 @@ def called(monkeypatch, backend: str, run) -> list[tuple[str, str]]:
     return calls
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if not BACKENDS[b].unavailable(CPU)])
 def test_the_backend_that_was_asked_for_computes_every_operator(monkeypatch, backend):
     calls = called(monkeypatch, backend, lambda: LDAAQU(16, backend=backend)(X))
     assert calls == [(backend, file) for file in ("projection", "offset_network", "attention")]

@@ -12,9 +12,12 @@ from lda_aqu.ops.plain import attention as plain
 from lda_aqu.ops.plain import offset_network as plain_offset_network
 from lda_aqu.ops.plain import projection as plain_projection
 
-pytestmark = pytest.mark.skipif(
-    bool(reason := cpp.unavailable(torch.device("cpu"))), reason=reason or "available"
-)
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(
+        bool(reason := cpp.unavailable(torch.device("cpu"))), reason=reason or "available"
+    ),
+]
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 OUT = (11, 71)  # more rows, and more columns, than a block of the kernels has; odd strips
 

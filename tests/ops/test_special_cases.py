@@ -3,6 +3,7 @@ import torch
 from lda_aqu.errors import InputError
 from lda_aqu.ops import special_cases
 from lda_aqu.ops.special_cases import attend
+from random_tensors import normals
 from torch.nn import functional as F
 
 SIZES = [
@@ -18,7 +19,7 @@ EACH_SIZE = pytest.mark.parametrize("input_size, output_size", SIZES)
 
 
 def random_map(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return normals(0)(*shape, dtype=torch.float64)
 
 
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:

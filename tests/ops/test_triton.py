@@ -13,11 +13,14 @@ import torch
 triton = pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
 from lda_aqu.ops import triton as backend
-from lda_aqu.ops.triton import attention, attention_kernels
+from lda_aqu.ops.triton import attention, launch
 from paths import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
+
+pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
 
 needs_compiler = pytest.mark.skipif(
     backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
@@ -49,21 +52,39 @@ def launches(monkeypatch):
         recorded.append((kernel, values, options))
 
     monkeypatch.setattr(triton.JITFunction, "run", record)
-    torch.use_deterministic_algorithms(True)
-    yield recorded
-    torch.use_deterministic_algorithms(False)
+    return recorded
 
 
-def run(heads: int, groups: int, depth: int, channels: int, dtype, has_bias: bool) -> None:
+class Calls(TorchDispatchMode):
+    """Records the names of PyTorch's operators that launch kernels of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in ("empty", "empty_like", "new_empty", "promote_types"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def inputs_of(heads: int, groups: int, depth: int, channels: int, dtype, has_bias: bool) -> tuple:
+    """Query and key channels-last, as the projections make them; the value contiguous."""
     query, key, value = (
         torch.zeros(1, c, size, size, dtype=dtype)
         for c, size in ((depth, 8), (depth, 4), (channels, 4))
     )
+    query, key = (x.contiguous(memory_format=torch.channels_last) for x in (query, key))
     offsets = torch.zeros(1, groups, 9, 2, 8, 8, dtype=torch.promote_types(dtype, torch.float32))
     bias = torch.zeros(heads, 9, depth // heads) if has_bias else None
-    inputs = (query, key, value, offsets, bias, heads)
-    output = attention.local_deformable_attention(*inputs)
-    attention.local_deformable_attention_backward(output, *inputs)
+    return query, key, value, offsets, bias, heads
+
+
+def run(*shapes) -> None:
+    inputs = inputs_of(*shapes)
+    (output,) = attention.local_deformable_attention(*inputs)
+    attention.local_deformable_attention_backward([output], *inputs)
 
 
 def compile_for(target: GPUTarget, kernel: triton.JITFunction, values: dict, options: dict) -> dict:
@@ -88,50 +109,98 @@ def compile_for(target: GPUTarget, kernel: triton.JITFunction, values: dict, opt
     return triton.compile(source, target=target, options=options).asm
 
 
+@pytest.fixture
+def launched_as_on(monkeypatch, tmp_path):
+    """Let the table of launches choose for a GPU of this capability."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    return lambda capability: monkeypatch.setattr(launch, "_capability", lambda device: capability)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [64, 16])
+def test_spills_no_registers(launches, launched_as_on, tmp_path, depth, dtype):
+    """On Hopper, at the widths of the shipped configurations."""
+    launched_as_on((9, 0))
+    run(1, 2, depth, 256, dtype, True)
+    for kernel, *rest in launches:
+        binary = tmp_path / "kernel.cubin"
+        binary.write_bytes(compile_for(GPUTarget("cuda", 90, 32), kernel, *rest)["cubin"])
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "STACK:0 " in usage and "LOCAL:0 " in usage, f"{kernel.__name__}: {usage}"
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "target, binary, shapes, max_int32_elements",
     [
-        (GPUTarget("cuda", 80, 32), "cubin", (1, 2, 64, 256, torch.float32, True), 2**31),
-        (GPUTarget("cuda", 90, 32), "cubin", (2, 3, 6, 12, torch.bfloat16, False), 2**31),
         (GPUTarget("cuda", 80, 32), "cubin", (2, 1, 4, 2, torch.float64, True), 0),
+        (GPUTarget("cuda", 80, 32), "cubin", (2, 3, 6, 12, torch.bfloat16, False), 2**31),
         (GPUTarget("hip", "gfx942", 64), "hsaco", (1, 2, 16, 64, torch.float16, True), 2**31),
     ],
-    ids=["sm_80 float32", "sm_90 bfloat16", "sm_80 float64, 64-bit", "gfx942 float16"],
+    ids=["sm_80 float64, 64-bit", "sm_80 bfloat16", "gfx942 float16"],
 )
-def test_compiles(launches, monkeypatch, tmp_path, target, binary, shapes, max_int32_elements):
+def test_compiles(
+    launches, launched_as_on, monkeypatch, target, binary, shapes, max_int32_elements
+):
     """What the interpreter lets pass: wrong types, loops whose variables change theirs."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(attention, "MAX_INT32_ELEMENTS", max_int32_elements)
+    launched_as_on((8, 0) if target.backend == "cuda" else (0, 0))
+    monkeypatch.setattr(launch, "MAX_INT32_ELEMENTS", max_int32_elements)
     run(*shapes)
-    assert [kernel.__name__ for kernel, *_ in launches] == [
-        "forward_kernel",
-        "backward_pixels_kernel",
-        "cells_kernel",
-        "backward_source_kernel",
-        "backward_source_kernel",
-    ]
-    for launch in launches:
-        assert compile_for(target, *launch)[binary]
+    for launched in launches:
+        assert compile_for(target, *launched)[binary]
 
 
 @needs_compiler
-def test_deterministic_algorithms_fix_the_tiles(launches, monkeypatch):
-    """Else these are chosen by measured times, and the order of sums with them."""
-    autotuned = []
+def test_number_of_launches(launches):
+    """At small maps the time is launches."""
+    inputs = inputs_of(1, 2, 64, 256, torch.float32, True)
+    with Calls() as calls:
+        (output,) = attention.local_deformable_attention(*inputs)
+    assert [kernel.__name__ for kernel, *_ in launches] == ["forward_kernel"]
+    assert calls.names == ["clone"]  # of the value, to channels-last
+    launches.clear()
+    with Calls() as calls:
+        attention.local_deformable_attention_backward([output], *inputs)
+    assert [kernel.__name__ for kernel, *_ in launches] == [
+        "samples_kernel",
+        "backward_pixels_kernel",
+        "backward_bias_kernel",
+        "backward_source_kernel",
+        "backward_source_kernel",
+    ]
+    assert calls.names == ["clone", "sort", "arange", "searchsorted", "sum"]
+
+
+@needs_compiler
+def test_nothing_is_tuned_unless_asked_for(launches, monkeypatch):
+    tuned = []
     monkeypatch.setattr(
-        triton.runtime.Autotuner, "run", lambda kernel, *_, **__: autotuned.append(kernel)
+        triton.runtime.Autotuner, "run", lambda tuner, *_, **__: tuned.append(tuner.fn.__name__)
     )
     run(1, 1, 2, 2, torch.float32, False)
-    assert not autotuned
-    torch.use_deterministic_algorithms(False)
+    assert launches and not tuned
+    launches.clear()
+    monkeypatch.setenv("LDA_AQU_TRITON_TUNE", "1")
     run(1, 1, 2, 2, torch.float32, False)
-    assert autotuned == [
-        attention_kernels.forward_kernel,
-        attention_kernels.backward_pixels_kernel,
-        attention_kernels.backward_source_kernel,
-        attention_kernels.backward_source_kernel,
-    ]
+    assert not launches and set(tuned) == {
+        "forward_kernel",
+        "samples_kernel",
+        "backward_pixels_kernel",
+        "backward_source_kernel",
+    }
+    tuned.clear()
+    torch.use_deterministic_algorithms(True)
+    try:
+        run(1, 1, 2, 2, torch.float32, False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert launches and not tuned
 
 
 @needs_compiler

@@ -33,9 +33,11 @@ def test_matches_the_loops(input_size, guide_size):
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 2).sub_(1 if tensor.dim() == 4 else 0)
     x, guide = (torch.randn(2, 5, *size).double() for size in (input_size, guide_size))
-    state = {key: value.numpy() for key, value in upsampler.state_dict().items()}
+    state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     with torch.no_grad():
         y = upsampler(x, guide)
     for n in range(2):
-        expected = torch.from_numpy(index_net(x[n].numpy(), guide[n].numpy(), state))
+        expected = torch.as_tensor(
+            index_net(x[n].numpy(force=True), guide[n].numpy(force=True), state)
+        )
         torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)

@@ -9,6 +9,8 @@ from lda_aqu.config import build_upsampler_from_config
 from lda_aqu.errors import InputError
 from lda_aqu.upsamplers import upsampler_options
 
+pytestmark = pytest.mark.cpu
+
 CHANNELS = 32
 
 WRONG_TYPES = {

@@ -52,7 +52,7 @@ def test_wrong_labels_are_named(annotations):
     content = json.loads(annotations.read_text())
     content["annotations"][1]["id"] = content["annotations"][0]["id"]
     annotations.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="dataset copied_coco: .*two annotations with the id 1"):
+    with pytest.raises(InputError, match="dataset copied_coco: .*ids in .* are not unique"):
         load_dataset("copied_coco", "--dataset")
 
 

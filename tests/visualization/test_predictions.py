@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
+from lda_aqu.data.label_files import UnreadableImageError
 from lda_aqu.errors import InputError
 from lda_aqu.visualization import draw_ground_truth, draw_predictions
-from lda_aqu.visualization.image_files import UnreadableImageError
 from lda_aqu.visualization.predictions import MIN_SIDE, OPACITY
 from PIL import Image
 
@@ -68,7 +68,13 @@ def blend(color: list[int], share: float = OPACITY) -> list[float]:
 
 
 def test_small_images_are_enlarged_and_large_ones_are_not(metadata):
-    for height, width, scale in ((40, 60, 9), (160, 160, 3), (MIN_SIDE, 500, 1), (361, 361, 1)):
+    for height, width, scale in (
+        (40, 60, 9),
+        (160, 160, 3),
+        (MIN_SIDE, 500, 1),
+        (361, 361, 1),
+        (1, 5000, 1),
+    ):
         image = np.full((height, width, 3), GRAY, dtype=np.uint8)
         picture = draw_predictions(image, instances([], []), metadata)
         assert picture.shape == (scale * height, scale * width, 3)

@@ -3,6 +3,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,8 +24,10 @@ def test_a_folder_is_drawn_and_a_file_that_cannot_be_read_is_named(
 ):
     images = tmp_path / "images"
     shutil.copytree(tiny_coco / "images", images)
-    broken = images / "broken.jpg"
+    broken, thin, deep = (images / f"{name}.png" for name in ("broken", "thin", "deep"))
     broken.write_bytes(b"not an image")
+    Image.new("RGB", (5000, 1)).save(thin)
+    Image.fromarray(np.full((40, 60), 3000, np.uint16)).save(deep)
     output = tmp_path / "drawn"
     status = run(
         *("--config-file", tiny_config, "--weights", tiny_weights, "--input", images),
@@ -34,8 +37,8 @@ def test_a_folder_is_drawn_and_a_file_that_cannot_be_read_is_named(
     expected = {"contact_sheet.png", *(file.name for file in (tiny_coco / "images").iterdir())}
     assert {file.name for file in output.iterdir()} == expected
     printed = capsys.readouterr().out
-    assert f"Pictures in {output}: 6 drawn, 1 failed" in printed
-    assert f"Could not be drawn: {broken}" in printed
+    assert f"Pictures in {output}: 6 drawn, 3 failed" in printed
+    assert f"Could not be drawn: {broken}, {deep}, {thin}" in printed
 
 
 def test_a_dataset_is_drawn_beside_its_ground_truth(

@@ -7,33 +7,27 @@ import torch
 
 from ..errors import InputError
 from .report import prepare_folder
-from .workload import MEMORY_FORMATS, Setting
+from .settings import MEMORY_FORMATS, Setting
+
+GPU_REPEATS = 50
 
 
 def add_shared_options(
-    parser: argparse.ArgumentParser,
-    size: str,
-    output: str,
-    repeats: int = 7,
-    several_sizes: bool = False,
+    parser: argparse.ArgumentParser, size: str, output: str, repeats: int = 7
 ) -> None:
     """Add the options; ``size``, ``output`` and ``repeats`` are the defaults that differ."""
-    form = "images, HxW,HxW,..." if several_sizes else "image, HxW"
-    parser.add_argument("--size", default=size, help=f"of the {form}; default {size}")
-    parser.add_argument(
-        "--output", type=Path, default=Path(output), help=f"folder; default {output}"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=repeats, help=f"measured runs; default {repeats}"
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's choice by default")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
-    parser.add_argument(
-        "--memory-format",
-        choices=MEMORY_FORMATS,
-        default="contiguous",
-        help="of the maps and weights; default contiguous",
-    )
+    parser.set_defaults(cpu_repeats=repeats)
+    add = parser.add_argument
+    add("--size", default=size, help=f"HxW of the image, for models HxW,HxW,...; default {size}")
+    add("--output", type=Path, default=Path(output), help=f"folder; default {output}")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+    add("--batch-size", type=int, default=1, help="maps or images at once; default 1")
+    amp = "dtype of torch.autocast, and of the maps that are upsampled; default: none"
+    add("--autocast", choices=("bfloat16", "float16"), help=amp)
+    layout = "of the maps and weights; default contiguous"
+    add("--memory-format", choices=MEMORY_FORMATS, default="contiguous", help=layout)
+    add("--repeats", type=int, help=f"measured runs; default {repeats}, on a GPU {GPU_REPEATS}")
+    add("--threads", type=int, help="CPU threads; PyTorch's choice by default")
 
 
 def add_upsampler_option(parser: argparse.ArgumentParser) -> None:
@@ -47,19 +41,21 @@ def add_upsampler_option(parser: argparse.ArgumentParser) -> None:
 
 
 def apply_shared_options(args: argparse.Namespace) -> Setting:
-    """Check the shared options, make the output folder and set the number of threads.
+    """Make the output folder; set threads, the default of repeats, and float32 without TF32.
 
     Raises:
-        InputError: a number that is not positive, a GPU that is not there, a folder that cannot
-            be written to.
+        InputError: a number that is not positive, no GPU, or a folder that cannot be written to.
     """
-    for name in ("repeats", "threads"):
+    for name in ("repeats", "threads", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable GPU")
     prepare_folder(args.output)
     if args.threads:
         torch.set_num_threads(args.threads)
-    return Setting(args.device, getattr(args, "dtype", "float32"), args.memory_format)
+    args.repeats = args.repeats or (GPU_REPEATS if args.device == "cuda" else args.cpu_repeats)
+    torch.backends.cudnn.allow_tf32 = False
+    dtype = getattr(args, "dtype", "float32")
+    return Setting(args.device, dtype, args.autocast, args.memory_format, args.batch_size)

@@ -1,191 +1,153 @@
-"""Counting the FLOPs of an upsampler or a model, with no operator left out silently.
+"""Counting the FLOPs of whatever runs on tensors, with no operator left out silently.
 
-Counts are fvcore's: one multiply-add is one FLOP, as in the tables of papers. What fvcore does not
-know is counted here: one FLOP for each result of an elementwise function, one for each element
-that is summed, four (bilinear) or sixteen (bicubic) for each interpolated value. Operators that
-move, compare, sort or index do no arithmetic and count zero. This project's own operators are
-counted by their shapes.
+One multiply-add is one FLOP, as in the tables of papers; those of convolutions and matrix products
+are PyTorch's counts. Beside them: one FLOP for each result of an elementwise function, one for each
+element that is summed, four (bilinear) or sixteen (bicubic) for each interpolated value. What
+moves, compares, selects, sorts or indexes does no arithmetic and counts zero. This project's own
+operators count as the operators that they stand for.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import Handle, get_shape
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
-from ..ops.exporting import operators_kept_in_traces
-
-# Names of aten's operators, with spaces between them.
-ELEMENTWISE = """
-    abs add addcdiv addcmul cos div elu exp expm1 gelu hardtanh lerp leaky_relu log log1p log2
-    maximum minimum mul neg pow reciprocal relu6 rsqrt rsub sigmoid sign silu sin softplus sqrt
-    square sub tanh
-"""
-REDUCTIONS = "cumsum linalg_vector_norm mean norm prod sum"
+# Operators of aten; those in place count alike.
 NO_ARITHMETIC = """
-    Bool Float Int IntImplicit __or__ alias amax amin any all arange argmax argsort as_strided
-    bitwise_and broadcast_tensors channel_shuffle clamp_max clamp_min clone col2im constant_pad_nd
-    diff dim empty_like expand_as feature_dropout fill fill_ flip floor_divide im2col index_select
-    is_floating_point isfinite le len linspace logical_and logical_not logical_or lt masked_select
-    max_pool2d meshgrid movedim moveaxis ne new_ones nonzero_numpy numel numpy_T one_hot ones_like
-    pad pixel_shuffle pixel_unshuffle reflection_pad2d repeat repeat_interleave replication_pad2d
-    reshape_as round ceil scalar_tensor scatter scatter_ sort swapaxes take_along_dim tensor tile
-    topk tril triu unflatten unfold view_as where zero_
+    _to_copy _unique2 _unsafe_view amax cat ceil clamp clone constant_pad_nd copy empty_like fill
+    flip floor full_like gather im2col index index_put index_select lift_fresh masked_fill max
+    max_pool2d_with_indices maximum min minimum new_empty new_full new_ones new_zeros ones_like
+    pixel_shuffle relu repeat repeat_interleave round scatter sort stack topk where zero zeros_like
 """
+SUMS = "_adaptive_avg_pool2d cumsum linalg_vector_norm mean norm prod sum"
+PER_RESULT = {
+    **dict.fromkeys(NO_ARITHMETIC.split(), 0),
+    "_softmax": 3,  # exponential, sum, division
+    "native_group_norm": 5,
+    "native_layer_norm": 5,
+    "grid_sampler_2d": 4,
+    "_upsample_nearest_exact2d": 1,
+    "upsample_nearest2d": 1,
+    "upsample_bilinear2d": 4,
+    "upsample_bicubic2d": 16,
+    "nms": 0,
+    "roi_align": 4,
+}
+"""FLOPs for each element of the first output."""
+
+Arguments = dict[str, Any]  # of an operator, by the names of its schema
 
 
-def _per_result(flops: int) -> Handle:
-    """So many FLOPs for each element of the first output."""
-    return lambda inputs, outputs: flops * _size(outputs[0])
-
-
-def _per_input(inputs: list[Any], outputs: list[Any]) -> int:
-    """One FLOP for each element of the first input."""
-    return _size(inputs[0])
-
-
-def _size(value: Any) -> int:
-    return prod(get_shape(value) or ())  # a number has no shape
-
-
-def _local_deformable_attention(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """Of query, key, value, offsets, bias, heads: see :mod:`lda_aqu.ops` for the shapes."""
-    batch, depth, height, width = get_shape(inputs[0])
-    channels = get_shape(inputs[2])[1]
-    groups, points = get_shape(inputs[3])[1:3]
-    bias = get_shape(inputs[4])
-    heads = inputs[5].toIValue()
+def _local_deformable_attention(arguments: Arguments, _: Tensor) -> int:
+    batch, depth, height, width = arguments["query"].shape
+    channels = arguments["value"].shape[1]
+    groups, points = arguments["offsets"].shape[1:3]
     per_point = (
         2 * groups  # the two coordinates: offset + base, scaled to the input grid
         + 4 * (depth + channels)  # bilinear reads
-        + depth  # query . key
-        + (depth if bias else 0)  # key + bias
-        + 4 * heads  # scale; softmax: exponential, sum, division
+        + depth * (1 if arguments["position_bias"] is None else 2)  # query . (key + bias)
+        + 4 * arguments["num_heads"]  # scale; softmax: exponential, sum, division
         + channels  # the weighted sum of the values
     )
-    return Counter({"local_deformable_attention": batch * height * width * points * per_point})
+    return batch * height * width * points * per_point
 
 
-def _predict_offsets(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """Of query, network, groups, range, size or None: as by the operators it stands for."""
-    batch, depth, *query_size = get_shape(inputs[0])
-    outputs_of_conv, _, *kernel = get_shape(inputs[4])
-    groups, points = inputs[6].toIValue(), outputs_of_conv // 2
-    size = [side.toIValue() for side in inputs[8].node().inputs()]  # none of a constant None
+def _predict_offsets(arguments: Arguments, _: Tensor) -> int:
+    batch, depth, *query_size = arguments["query"].shape
+    outputs_of_conv, _, *kernel = arguments["conv_weight"].shape
+    size = arguments["output_size"]
     per_pixel = (
-        depth * 9  # depthwise convolution
-        + depth * 5  # normalisation
-        + depth  # GELU
-        + depth * prod(kernel) * 2 * points  # convolution
-        + groups * 2 * points * 2  # tanh and range
+        depth * (4 * bool(size) + 9 + 5 + 1)  # resizing, depthwise convolution, norm, GELU
+        + depth * prod(kernel) * outputs_of_conv  # convolution
+        + arguments["num_groups"] * outputs_of_conv * 2  # tanh and range
     )
-    pixels = batch * prod(size or query_size)
-    resize = {"upsample_bilinear2d": 4 * depth * pixels} if size else {}
-    return Counter({"predict_offsets": pixels * per_pixel, **resize})
+    return batch * prod(size or query_size) * per_pixel
 
 
-def _project_normalized(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """Of a map, norm parameters and a list of weights: as by the operators it stands for."""
-    weights = sum(prod(get_shape(weight)) for weight in inputs[3].node().inputs())
-    batch, channels, height, width = get_shape(inputs[0])
-    per_pixel = channels * 5 + weights  # normalisation, projections
-    return Counter({"project_normalized": batch * height * width * per_pixel})
+def _project_normalized(arguments: Arguments, _: Tensor) -> int:
+    batch, channels, height, width = arguments["x"].shape
+    per_pixel = channels * 5 + arguments["weight"].numel()  # normalisation, projections
+    return batch * height * width * per_pixel
 
 
-def _avg_pool2d(inputs: list[Any], outputs: list[Any]) -> int:
-    kernel = [side.toIValue() for side in inputs[1].node().inputs()]
-    return _size(outputs[0]) * prod(kernel if len(kernel) == 2 else 2 * kernel)
-
-
-def _reassemble(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of x and weights (N, g, k², Y, X): k² multiply-adds for each element of the output."""
-    return _size(outputs[0]) * get_shape(inputs[1])[2]
-
-
-def _similarity(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of x (N, C, H, W) and query: C / g multiply-adds for each element of (N, g, k², Y, X)."""
-    return _size(outputs[0]) * get_shape(inputs[0])[1] // get_shape(outputs[0])[1]
-
-
-HANDLES: dict[str, Handle | None] = {
-    **{
-        f"aten::{name}{in_place}": _per_result(1)
-        for name in ELEMENTWISE.split()
-        for in_place in ("", "_")
-    },
-    **{f"aten::{name}": _per_input for name in REDUCTIONS.split()},
-    **{f"aten::{name}": None for name in NO_ARITHMETIC.split()},
-    "aten::avg_pool2d": _avg_pool2d,
-    "aten::softmax": _per_result(3),  # exponential, sum, division
-    "aten::upsample_bicubic2d": _per_result(16),
-    "aten::grid_sampler_2d": _per_result(4),
-    "lda_aqu::local_deformable_attention": _local_deformable_attention,
-    "lda_aqu::predict_offsets": _predict_offsets,
-    "lda_aqu::project_normalized": _project_normalized,
-    "lda_aqu::reassemble": _reassemble,
-    "lda_aqu::similarity": _similarity,
-    "torchvision::nms": None,
-    "torchvision::roi_align": _per_result(4),
+FORMULAS: dict[str, Callable[[Arguments, Tensor], int]] = {
+    **dict.fromkeys(SUMS.split(), lambda arguments, out: arguments["self"].numel()),
+    "avg_pool2d": lambda arguments, out: out.numel() * prod(arguments["kernel_size"]),
+    **dict.fromkeys(
+        ("cudnn_batch_norm", "native_batch_norm"),
+        lambda arguments, out: out.numel() * (5 if arguments["training"] else 2),
+    ),
+    "local_deformable_attention": _local_deformable_attention,
+    "predict_offsets": _predict_offsets,
+    "project_normalized": _project_normalized,
+    # Of weights (N, g, k², Y, X): k² for each result.
+    "reassemble": lambda arguments, out: out.numel() * arguments["weights"].shape[2],
+    # Of x (N, C, H, W), a result (N, g, k², Y, X): C / g for each result.
+    "similarity": lambda arguments, out: out.numel() * arguments["x"].shape[1] // out.shape[1],
 }
-
-# Functions that Detectron2 compiles when a model is traced: what it does with boxes and masks that
-# it has found, next to nothing beside the network.
-SCRIPTED = {
-    "_batched_nms_coordinate_trick",
-    "_batched_nms_vanilla",
-    "_convert_boxes_to_pooler_format",
-    "_create_zeros",
-    "move_device_like",
-    "paste_masks_in_image",
-}
+"""FLOPs from the arguments and the first output."""
 
 
 @dataclass(frozen=True)
 class FlopCount:
     """FLOPs by operator, and the operators, with how often they ran, that were not counted."""
 
-    by_operator: dict[str, float]
+    by_operator: dict[str, int]
     uncounted: dict[str, int]
 
     @property
-    def total(self) -> float:
-        """The sum over all counted operators."""
-        return sum(self.by_operator.values())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every operator was counted."""
-        return not self.uncounted
+    def total(self) -> int | None:
+        """The sum over all operators; None where some were not counted."""
+        return None if self.uncounted else sum(self.by_operator.values())
 
 
-def count_module_flops(module: nn.Module, inputs: Iterable[Tensor]) -> FlopCount:
-    """Count the FLOPs of ``module(*inputs)``, which is run once."""
-    return _count(FlopCountAnalysis(module, tuple(inputs)))
+def count_flops(run: Callable[[], Any]) -> FlopCount:
+    """Count the FLOPs of ``run()``, a forward pass, which is run once."""
+    with _Counting() as counting:
+        run()
+    return FlopCount(dict(+counting.flops), dict(counting.uncounted))
 
 
-def count_model_flops(model: nn.Module, images: list[dict[str, Any]]) -> FlopCount:
-    """Count the FLOPs of a Detectron2 model on images in its input format, which is run once."""
-    from detectron2.utils.analysis import FlopCountAnalysis as ModelFlopCountAnalysis
+class _Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
 
-    return _count(ModelFlopCountAnalysis(model, images))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.removesuffix("_")
+        flops = _flops(func, name, args, kwargs or {}, output)
+        if flops is None:
+            self.uncounted[name] += 1
+        else:
+            self.flops[name] += flops
+        return output
 
 
-def _count(analysis: FlopCountAnalysis) -> FlopCount:
-    unknown = Counter()
-
-    def scripted(inputs: list[Any], outputs: list[Any]) -> int:
-        name = inputs[0].node().s("name")
-        if name not in SCRIPTED:
-            unknown[name] += 1
+def _flops(
+    func: torch._ops.OpOverload, name: str, args: tuple[Any, ...], kwargs: Arguments, output: Any
+) -> int | None:
+    """FLOPs of one call; None where they are not known."""
+    if func.overloadpacket in flop_registry:  # where a multiply-add is two
+        return flop_registry[func.overloadpacket](*args, **kwargs, out_val=output) // 2
+    results = [leaf for leaf in tree_leaves(output) if _is_float(leaf)]
+    is_view = func.is_view or torch.Tag.inplace_view in func.tags
+    if is_view or not results or not any(map(_is_float, tree_leaves((args, kwargs)))):
         return 0
+    if name in FORMULAS:
+        names = (argument.name for argument in func._schema.arguments)
+        return FORMULAS[name]({**dict(zip(names, args, strict=False)), **kwargs}, results[0])
+    per_result = PER_RESULT.get(name, 1 if torch.Tag.pointwise in func.tags else None)
+    return per_result and per_result * results[0].numel()
 
-    analysis.set_op_handle(**HANDLES, **{"prim::CallFunction": scripted})
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.tracer_warnings("none")
-    with operators_kept_in_traces():
-        by_operator = {name: flops for name, flops in analysis.by_operator().items() if flops}
-    return FlopCount(by_operator, dict(unknown + analysis.unsupported_ops()))
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

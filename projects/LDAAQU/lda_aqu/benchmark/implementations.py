@@ -5,69 +5,52 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import yaml
 
 from ..errors import InputError
-from ..ops.backends import BACKENDS
+from ..ops import BACKENDS
+from ..upsampler_arguments import parse_upsampler
 from ..upsamplers import UPSAMPLER_REGISTRY, Upsampler, build_upsampler
 from .published_algorithm import PublishedLDAAQU
-from .shapes import FPN_CHANNELS
+from .settings import FPN_CHANNELS
 
 PUBLISHED = "published algorithm"
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """An upsampler with the options it is built with.
-
-    Args:
-        label: how tables call it.
-        upsampler: its name in the registry.
-        options: options of its constructor; the others have their defaults.
-        reference: compute LDA-AQU by the published algorithm instead.
-    """
+    """An upsampler, by its label in tables, its name in the registry and its options."""
 
     label: str
     upsampler: str
     options: dict[str, Any] = field(default_factory=dict)
-    reference: bool = False
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the published algorithm."""
+        return self.label == PUBLISHED
 
     @property
     def is_as_published(self) -> bool:
         """Whether it is to give the results of the published algorithm, computed in another way."""
-        return (
-            self.upsampler == "LDAAQU" and not self.reference and self.options.keys() <= {"backend"}
-        )
+        as_published = self.upsampler == "LDAAQU" and self.options.keys() <= {"backend"}
+        return as_published and not self.is_reference
 
     def build(self, channels: int) -> Upsampler:
-        """The upsampler for maps of ``channels``.
-
-        Raises:
-            InputError: options, or a number of channels, that it cannot have.
-        """
-        if self.reference:
-            return PublishedLDAAQU(channels, **self.options)
+        """The upsampler; InputError for options or channels that it cannot have."""
+        if self.is_reference:
+            return PublishedLDAAQU(channels)
         return build_upsampler(self.upsampler, channels, **self.options)
 
 
 def parse_implementation(text: str) -> Implementation:
     """``"LDAAQU"``, or ``"LDAAQU:reduction=16,num_heads=2"`` with options of the constructor.
 
-    Raises:
-        InputError: not of this form, or no upsampler, option or value that there is.
+    InputError where it is not of this form, or names what there is not.
     """
-    name, _, rest = text.partition(":")
-    options = {}
-    for item in filter(None, rest.split(",")):
-        option, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"{text!r}: options are NAME:OPTION=VALUE,OPTION=VALUE")
-        try:
-            options[option] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"{text!r}: {value!r} is not a value") from error
-    build_upsampler(name, FPN_CHANNELS, **options)  # which raises before anything is measured
-    return Implementation(text, name, options)
+    name, options = parse_upsampler(text)
+    implementation = Implementation(text, name, options)
+    implementation.build(FPN_CHANNELS)  # which raises before anything is measured
+    return implementation
 
 
 def select_implementations(names: Sequence[str] | None, device: str) -> list[Implementation]:
@@ -79,35 +62,26 @@ def select_implementations(names: Sequence[str] | None, device: str) -> list[Imp
     Raises:
         InputError: a name that is not known, or a backend that cannot run, with the reason.
     """
+    reasons = backend_reasons(device)
     result = []
     for name in names or ("LDAAQU", *(name for name in UPSAMPLER_REGISTRY if name != "LDAAQU")):
         implementation = parse_implementation(name)
+        backend = implementation.options.get("backend")
         if name == "LDAAQU":
             result += [
                 Implementation(f"LDAAQU ({backend})", "LDAAQU", {"backend": backend})
-                for backend in BACKENDS
-                if not _why_not(backend, device)
+                for backend, reason in reasons.items()
+                if not reason
             ]
-            continue
-        backend = implementation.options.get("backend", "auto")
-        if backend != "auto" and _why_not(backend, device):
-            raise InputError(
-                f"{name}: backend {backend!r} cannot run on {device}: {_why_not(backend, device)}"
-            )
-        result.append(implementation)
+        elif reasons.get(backend):
+            raise InputError(f"{name}: {backend!r} cannot run on {device}: {reasons[backend]}")
+        else:
+            result.append(implementation)
     if any(implementation.is_as_published for implementation in result):
-        result.insert(0, Implementation(PUBLISHED, "LDAAQU", reference=True))
+        result.insert(0, Implementation(PUBLISHED, "LDAAQU"))
     return result
 
 
-def describe_backends(device: str) -> str:
-    """Which backends can run on a device, and why the others cannot."""
-    reasons = {backend: _why_not(backend, device) for backend in BACKENDS}
-    return "; ".join(
-        f"{name} {f'cannot run: {reason}' if reason else 'runs'}"
-        for name, reason in reasons.items()
-    )
-
-
-def _why_not(backend: str, device: str) -> str:
-    return BACKENDS[backend].unavailable(torch.device(device))
+def backend_reasons(device: str) -> dict[str, str]:
+    """For each backend why it cannot run on a device; empty if it can."""
+    return {name: b.unavailable(torch.device(device)) for name, b in BACKENDS.items()}

@@ -2,96 +2,65 @@
 
 import os
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch.utils import collect_env
 
-from .implementations import describe_backends
+from .implementations import backend_reasons
 from .measure import interleaved_times
-from .workload import Setting
+from .settings import Setting, Step
+
+PRODUCT = "giga_multiply_adds_per_s_of_matmul"
+COPY = "gb_per_s_of_copy"
 
 
 def describe_machine(setting: Setting) -> dict[str, Any]:
-    """Processor, threads, versions and setting."""
+    """Processor or GPU, threads, versions and setting."""
+    found = re.search(r"Model name:\s*(.+)", collect_env.get_cpu_info(collect_env.run) or "")
     description = {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "backends": describe_backends(setting.device),
+        "cpu": found[1] if found else platform.processor() or "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
     }
-    if setting.device.startswith("cuda"):
-        description["gpu"] = torch.cuda.get_device_name(setting.device)
+    if setting.device == "cuda":
+        description["gpu"] = torch.cuda.get_device_name()
+        description["driver"] = collect_env.get_nvidia_driver_version(collect_env.run)
         description["cuda"] = torch.version.cuda
+    for name, reason in backend_reasons(setting.device).items():
+        description[f"backend_{name}"] = f"cannot run: {reason}" if reason else "runs"
     return description | asdict(setting)
 
 
-def machine_text(machine: Mapping[str, Any]) -> str:
-    """The machine as one line."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items())
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-@dataclass(frozen=True)
-class Roofline:
-    """What this process can do at best: multiply-adds of a matrix product, bytes of a copy.
-
-    Both are of a second; a copy of one byte counts as two, one read and one written.
-    """
-
-    multiply_adds: float
-    bytes: float
-
-    def describe(self) -> dict[str, float]:
-        """Both rates, for :func:`machine_text`."""
-        return {
-            "giga_multiply_adds_per_s_of_matmul": round(self.multiply_adds / 1e9, 1),
-            "gb_per_s_of_copy": round(self.bytes / 1e9, 1),
-        }
-
-    def shortest_time(self, flops: float, bytes_moved: float) -> float:
-        """Seconds that the arithmetic or the memory traffic takes at least, whichever is longer.
-
-        Args:
-            flops: multiply-adds.
-            bytes_moved: bytes that must be read and written.
-        """
-        return max(flops / self.multiply_adds, bytes_moved / self.bytes)
-
-
 def measure_roofline(
-    setting: Setting, repeats: int, matrix_side: int = 2048, copied: int = 1 << 28
-) -> Roofline:
-    """Measure the rates of a square matrix product in the setting's dtype, and of a copy.
+    setting: Setting, repeats: int, side: int | None = None, copied: int = 2**28
+) -> dict[str, float]:
+    """What the device does at best, as :data:`PRODUCT` and :data:`COPY`: the fastest of the runs.
 
-    Args:
-        setting: device and dtype.
-        repeats: number of runs, of which the fastest counts.
-        matrix_side: side of the matrices.
-        copied: bytes that are copied.
+    The product is of square matrices of ``side``, by default 2048, on a GPU 8192, in the dtype of
+    the maps. Each of the bytes that are copied counts as two: one is read and one written.
     """
-    a = setting.randn(matrix_side, matrix_side, 1, 1, seed=0).flatten(1)
-    product = torch.empty_like(a)
+    side = side or {"cpu": 2048, "cuda": 8192}[setting.device]
+    a = torch.randn(side, side).to(setting.device, setting.map_dtype)
     source = torch.zeros(copied, dtype=torch.uint8, device=setting.device)
-    target = torch.empty_like(source)
-    times = interleaved_times(
-        {"product": lambda: torch.mm(a, a, out=product), "copy": lambda: target.copy_(source)},
-        repeats,
-        setting.device,
-        "roofline",
-    )
-    return Roofline(matrix_side**3 / min(times["product"]), 2 * copied / min(times["copy"]))
+    product, target = torch.empty_like(a), torch.empty_like(source)
+    runs = {PRODUCT: lambda: torch.mm(a, a, out=product), COPY: lambda: target.copy_(source)}
+    times = interleaved_times(runs, repeats, setting.device, "roofline")
+    work = {PRODUCT: side**3, COPY: 2 * copied}
+    return {name: round(work[name] / min(times[name]) / 1e9, 1) for name in work}
+
+
+def shortest_time(
+    roofline: Mapping[str, float], flops: float, step: Step, setting: Setting
+) -> float:
+    """Milliseconds that the multiply-adds take at least, or reading input and writing output."""
+    pixels = sum(height * width for height, width in (step.input_size, step.output_size))
+    moved = setting.batch_size * step.channels * pixels * setting.map_dtype.itemsize
+    return max(flops / roofline[PRODUCT], moved / roofline[COPY]) / 1e6

@@ -4,6 +4,7 @@ The steps are those of https://github.com/duzw9311/LDA-AQU, mmdet/models/necks/f
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,17 @@ class PublishedLDAAQU(LDAAQU):
     statement of what it must compute.
     """
 
+    def __init__(
+        self, in_channels: int, num_groups: int = 2, offset_range: float = 11.0, **options: Any
+    ) -> None:
+        super().__init__(in_channels, num_groups=num_groups, offset_range=offset_range, **options)
+        self.groups, self.range = num_groups, offset_range
+
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) to (N, C, H', W')."""
         size = self.target_size(x, output_size)
-        normalized = _layer_norm(x, self.layer_norm.norm)
-        query = F.conv2d(normalized, self.proj_q.weight)
-        key = F.conv2d(normalized, self.proj_k.weight)
+        normalized = self.layer_norm(x).contiguous()
+        query, key = self.proj_q(normalized), self.proj_k(normalized)
         query = F.interpolate(query, size, mode="bilinear", align_corners=True)
 
         offsets = self._offsets_from_centre(query)
@@ -42,21 +48,17 @@ class PublishedLDAAQU(LDAAQU):
 
     def _offsets_from_centre(self, query: Tensor) -> Tensor:
         """(N, d, H', W') to (N * g, k_u, k_u, 2, H', W'): (dy, dx), the window's included."""
-        n, depth, height, width = query.shape
-        depthwise, norm, _, predict = self.conv_offset
-        hidden = query.reshape(n * self.num_groups, depth // self.num_groups, height, width)
-        hidden = F.conv2d(hidden, depthwise.weight, padding=1, groups=hidden.shape[1])
-        hidden = F.gelu(_layer_norm(hidden, norm.norm))
-        offsets = F.conv2d(hidden, predict.weight, predict.bias, padding=predict.padding)
+        hidden = query.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        for layer in self.conv_offset:
+            hidden = layer(hidden).contiguous()
         side = math.isqrt(self.num_points)
         axis = torch.arange(side, device=query.device, dtype=query.dtype) - side // 2
         window = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
-        offsets = (self.offset_range * offsets.tanh()).unflatten(1, (side, side, 2))
+        offsets = (self.range * hidden.tanh()).unflatten(1, (side, side, 2))
         return offsets + window[..., None, None]
 
     def _sample(self, source: Tensor, offsets: Tensor) -> Tensor:
         """All points of (N, C, H, W), as batched products take them: (N, h, H'W', k_u², C / h)."""
-        n, channels, height, width = source.shape
         side, size = offsets.shape[1], offsets.shape[-2:]
         axes = (torch.arange(length, device=source.device) for length in size)
         pixels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
@@ -67,21 +69,12 @@ class PublishedLDAAQU(LDAAQU):
             scale = 2 / (length - 1) if length > 1 else 0.0
             positions[..., axis] = positions[..., axis] * scale - 1
 
-        groups = source.reshape(n * self.num_groups, channels // self.num_groups, height, width)
-        sampled = F.grid_sample(groups, positions.flip(-1), align_corners=True)
+        maps = source.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        sampled = F.grid_sample(maps, positions.flip(-1), align_corners=True)
         # (N * g, C / g, k_u H', k_u W') to (N * g, k_u², C / g, H', W')
         sampled = sampled.unflatten(3, (side, -1)).unflatten(2, (side, -1))
         sampled = sampled.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         # to (N, H'W', k_u², C)
-        sampled = sampled.unflatten(0, (n, self.num_groups)).permute(0, 4, 5, 2, 1, 3)
+        sampled = sampled.unflatten(0, (-1, self.groups)).permute(0, 4, 5, 2, 1, 3)
         sampled = sampled.flatten(4, 5).flatten(1, 2)
         return sampled.unflatten(3, (self.num_heads, -1)).movedim(3, 1)
-
-
-def _layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
-    """Normalise (N, C, H, W) over C."""
-    channels_last = x.permute(0, 2, 3, 1)
-    normalized = F.layer_norm(
-        channels_last, norm.normalized_shape, norm.weight, norm.bias, norm.eps
-    )
-    return normalized.permute(0, 3, 1, 2).contiguous()

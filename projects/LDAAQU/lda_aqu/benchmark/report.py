@@ -1,6 +1,5 @@
-"""Tables for the terminal and files, plots, and the measured numbers as JSON."""
+"""Tables for the terminal and as Markdown, and the measured numbers as JSON."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,68 +9,55 @@ from typing import Any
 from tabulate import tabulate
 
 from ..errors import InputError
-from .machine import machine_text
 
-Cell = str | int | float | None
+Row = dict[str, str | int | float | None]
+"""Values by column, the same columns in every row of a table."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title; cells that are None are shown as a dash, numbers with three digits."""
+    """A table, its name in files, its title, and notes that say what the columns mean."""
 
+    name: str
     title: str
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Row]
     notes: Sequence[str] = ()
 
-    def text(self) -> str:
-        """For the terminal."""
-        return "\n".join([self.title, self._grid("simple"), *self.notes, ""])
+    def text(self, style: str = "simple") -> str:
+        """For the terminal, or as Markdown of ``style`` "github".
 
-    def markdown(self) -> str:
-        """A section with a heading."""
-        notes = [f"- {note}" for note in self.notes]
-        return "\n".join([f"### {self.title}", "", self._grid("github"), "", *notes, ""])
-
-    def write_csv(self, path: Path) -> None:
-        """All digits, and nothing in the place of None."""
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.headers)
-            writer.writerows(self.rows)
-
-    def _grid(self, style: str) -> str:
-        rows = [[_show(cell) for cell in row] for row in self.rows]
-        alignment = ["left" if isinstance(cell, str) else "right" for cell in self.rows[0]]
-        return tabulate(
-            rows, self.headers, tablefmt=style, disable_numparse=True, colalign=alignment
-        )
+        Values that are None are shown as a dash, numbers with three digits.
+        """
+        rows = [[_show(value) for value in row.values()] for row in self.rows]
+        aligned = ["left" if isinstance(v, str) else "right" for v in self.rows[0].values()]
+        grid = tabulate(rows, [*self.rows[0]], style, disable_numparse=True, colalign=aligned)
+        return "\n".join([f"### {self.title}", "", grid, "", *(f"- {n}" for n in self.notes), ""])
 
 
-def _show(cell: Cell) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
-    return f"{cell:,}" if isinstance(cell, int) else cell
+def _show(value: str | int | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
 
 
 def prepare_folder(folder: Path) -> None:
     """Make the output folder before any long work; InputError if that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
     except OSError as error:
         raise InputError(f"--output {str(folder)!r} cannot be written to: {error}") from error
 
 
 def write_report(
-    folder: Path, name: str, tables: Sequence[Table], machine: Mapping[str, Any], data: Any
+    folder: Path, name: str, tables: Sequence[Table], machine: Mapping[str, Any]
 ) -> None:
-    """Write ``<name>.md`` with the tables and ``<name>.json`` with the machine and the data."""
-    text = "\n".join(table.markdown() for table in tables)
-    (folder / f"{name}.md").write_text(f"{machine_text(machine)}\n\n{text}")
-    content = {"machine": machine, **data}
+    """Print the machine and all tables; write them as ``<name>.md`` and ``<name>.json``."""
+    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items())
+    print(about, *(table.text() for table in tables), sep="\n\n")
+    sections = (table.text("github") for table in tables)
+    (folder / f"{name}.md").write_text("\n\n".join([about, *sections]))
+    content = {"machine": machine, **{table.name: table.rows for table in tables}}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(f"Tables and numbers are in {folder}")

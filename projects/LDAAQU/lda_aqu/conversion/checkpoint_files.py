@@ -1,6 +1,5 @@
 """Reading checkpoints without running what they bring, and writing them whole or not at all."""
 
-import os
 import pickle
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import atomic_write
 
 
 def read_checkpoint(path: Path, key: str, trusted: bool = False) -> dict[str, Any]:
@@ -24,45 +24,29 @@ def read_checkpoint(path: Path, key: str, trusted: bool = False) -> dict[str, An
         InputError: the file cannot be read, or not unless it is ``trusted``, or it has no weights
             under ``key``.
     """
-    checkpoint = _load(path, trusted)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
-        there = f"but {', '.join(map(str, checkpoint))}" if isinstance(checkpoint, dict) else ""
-        raise InputError(f"checkpoint {str(path)!r} has no weights under {key!r} {there}".strip())
-    for name, value in checkpoint[key].items():
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"checkpoint {str(path)!r}: {name} is not a tensor but a {type(value).__name__}"
-            )
-    return checkpoint
-
-
-def _load(path: Path, trusted: bool) -> Any:
+    file = f"checkpoint {str(path)!r}"
     if not path.is_file():
-        raise InputError(f"checkpoint {str(path)!r} does not exist")
+        raise InputError(f"{file} does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trusted)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"checkpoint {str(path)!r} holds objects of the Python module {error.name!r}, which is "
-            "not installed: install it, or save the weights alone where it is"
-        ) from error
-    # What torch.load raises for objects it may not read, for damaged files and for other files.
-    except (
-        *(pickle.UnpicklingError, EOFError, OSError, RuntimeError),
-        *(ValueError, LookupError, AttributeError, TypeError),
-    ) as error:
-        if isinstance(error, pickle.UnpicklingError) and not trusted:
-            refused = re.search(r"GLOBAL (\S+)", str(error))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
+    # Whatever is raised while bytes of any origin are parsed says that they are no checkpoint.
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused and isinstance(error, pickle.UnpicklingError):
             raise InputError(
-                f"checkpoint {str(path)!r} holds objects other than tensors"
-                + (f" (the first is of {refused[1]})" if refused else "")
-                + ": reading them can run code that the file brings; if you trust where it is "
-                "from, give --trust-weights"
+                f"{file} holds objects other than tensors (the first is of {refused[1]}): reading "
+                "them can run code that the file brings; if you trust where it is from, give "
+                "--trust-weights"
             ) from error
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"checkpoint {str(path)!r} cannot be read: {type(error).__name__}: {reason}"
-        ) from error
+        raise InputError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
+        there = f" but {', '.join(map(str, checkpoint))}" if isinstance(checkpoint, dict) else ""
+        raise InputError(f"{file} has no weights under {key!r}{there}")
+    for name, value in checkpoint[key].items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{file}: {name} is not a tensor but a {type(value).__name__}")
+    return checkpoint
 
 
 def check_output(path: Path, inputs: list[Path]) -> None:
@@ -78,22 +62,16 @@ def check_output(path: Path, inputs: list[Path]) -> None:
             )
 
 
-def write_atomically(path: Path, checkpoint: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint: at every moment ``path`` is what it was, or complete.
 
     Raises:
         InputError: it cannot be written, e.g. as the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     # RuntimeError: how torch.save reports a write that fails.
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"output {str(path)!r} cannot be written: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..errors import InputError
-from .checkpoint_files import check_output, read_checkpoint, write_atomically
+from .checkpoint_files import check_output, read_checkpoint, write_checkpoint
 from .names import is_upsampler, published_name
 
 # The entry of a checkpoint that holds its weights, by its format.
@@ -81,7 +81,7 @@ def convert_checkpoint(
         ) from error
     # mmdetection looks for class names in the entry "meta", and uses COCO's if there are none.
     extra = {"meta": {}} if to == "mmdetection" else {}
-    write_atomically(output, {**extra, WEIGHTS_KEYS[to]: {**kept, **converted}})
+    write_checkpoint(output, {**extra, WEIGHTS_KEYS[to]: {**kept, **converted}})
     return [
         *rows,
         *(Row(entry, "", "entry of the file, not of the weights") for entry in checkpoint),

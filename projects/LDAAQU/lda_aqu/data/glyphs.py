@@ -37,7 +37,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from lda_aqu.errors import InputError
+from ..errors import InputError
+from .panoptic_files import id2rgb
 
 logger = logging.getLogger(__name__)
 
@@ -343,12 +344,11 @@ def _write_split(root: Path, split: str, num_images: int, size: int, seed: int) 
             {"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments_info}
         )
 
-        channels = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1)
         Image.fromarray(scene.image).save(
             root / split / f"{name}.jpg", quality=95, subsampling="4:4:4"
         )
-        for folder, pixels in zip(folders[1:], (channels, stuff_labels, labels), strict=True):
-            Image.fromarray(pixels.astype(np.uint8)).save(root / folder / f"{name}.png")
+        for folder, pixels in zip(folders[1:], (id2rgb(ids), stuff_labels, labels), strict=True):
+            Image.fromarray(pixels).save(root / folder / f"{name}.png")
 
     for task, annotations, categories in (
         ("instances", instances, _THINGS),

@@ -1,6 +1,8 @@
-"""Reading semantic label files as Detectron2 reads them, with errors that name the file."""
+"""Reading image and label files as Detectron2 reads them, with errors that name the file."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -13,25 +15,74 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _MAX_SHOWN = 8
 
 
+class UnreadableImageError(InputError):
+    """An image file that is missing, cut short, of more than 8 bits, or no image at all."""
+
+
+@contextmanager
+def _open(file: str, path: str | os.PathLike) -> Iterator[Image.Image]:
+    """Open an image; what fails in the block names it as ``file``."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UnreadableImageError(f"{file} is no regular file")  # a pipe would be waited for
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UNREADABLE as error:
+        raise UnreadableImageError(f"{file} cannot be read: {error}") from error
+
+
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of an image, turned as its EXIF orientation says, from its header alone.
 
     Raises:
-        InputError: the file cannot be read.
+        UnreadableImageError: the file cannot be read, or its values are of more than 8 bits.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except UNREADABLE as error:
-        raise InputError(f"image file {str(path)!r} cannot be read: {error}") from error
+    file = f"image file {str(path)!r}"
+    with _open(file, path) as image:
+        mode, (width, height) = image.mode, image.size
+        try:
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        except Exception:  # Detectron2 takes an image whose EXIF is damaged as it is
+            on_its_side = False
+    if mode.startswith(("I", "F")):
+        raise UnreadableImageError(
+            f"{file} has values of more than 8 bits (mode {mode}), which would be clipped at 255: "
+            "scale them to 8 bits, all images alike"
+        )
     return (height, width) if on_its_side else (width, height)
+
+
+def read_pixels(file: str, path: str | os.PathLike, mode: str, size: tuple[int, int]) -> np.ndarray:
+    """Read a file of labels.
+
+    Args:
+        file: what to call it in messages.
+        path: where it is.
+        mode: Pillow's name of its format: L, i.e. 8-bit greyscale, or RGB.
+        size: (width, height) of the labelled image.
+
+    Returns:
+        uint8, (height, width) or (height, width, 3).
+
+    Raises:
+        InputError: the file cannot be read, or is of another mode or size.
+    """
+    with _open(file, path) as image:
+        found_mode, found_size = image.mode, image.size
+        pixels = np.asarray(image)
+    if found_mode != mode:
+        raise InputError(f"{file} has the mode {found_mode}; it must be {mode}")
+    if found_size != tuple(size):
+        raise InputError(
+            f"{file} has {found_size[0]} x {found_size[1]} pixels, its image {size[0]} x {size[1]}"
+        )
+    return pixels
 
 
 def read_label(
     path: str | os.PathLike, size: tuple[int, int], classes: range, ignored: int | None
 ) -> np.ndarray:
-    """Read a label file.
+    """Read a file of semantic labels.
 
     Args:
         path: an 8-bit greyscale image; of others Detectron2 would read the brightness.
@@ -43,21 +94,10 @@ def read_label(
         The label of each pixel, uint8, (height, width).
 
     Raises:
-        InputError: the file cannot be read, is not greyscale, has another size, or other values.
+        InputError: see :func:`read_pixels`; or it has other values.
     """
     file = f"label file {str(path)!r}"
-    try:
-        with Image.open(path) as image:
-            mode, found_size = image.mode, image.size
-            label = np.asarray(image)
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    if mode != "L":
-        raise InputError(f"{file} has the mode {mode}; it must be L, i.e. 8-bit greyscale")
-    if found_size != tuple(size):
-        raise InputError(
-            f"{file} has {found_size[0]} x {found_size[1]} pixels, its image {size[0]} x {size[1]}"
-        )
+    label = read_pixels(file, path, "L", size)
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()
     wrong = [value for value in values if value not in classes and value != ignored]
     if wrong:

@@ -10,7 +10,7 @@ import random
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import InputError
 from ..random_seeds import derive_seed, seeded
 from .label_files import UNREADABLE, image_size
+from .records import Record, load_records
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 Mapper = Callable[[Record], Record]
 
 _MAX_REPLACEMENTS = 10  # for one unreadable image, before the data set is given up
@@ -254,8 +254,11 @@ class EvaluationLoader:
     """Detectron2's loader of a test dataset, one image a batch, which names an unreadable one."""
 
     def __init__(self, cfg: CfgNode, dataset_name: str) -> None:
-        mapper = NamingMapper(DatasetMapper(cfg, is_train=False), dataset_name)
-        self._loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        self._loader = build_detection_test_loader(
+            load_records(dataset_name),
+            mapper=NamingMapper(DatasetMapper(cfg, is_train=False), dataset_name),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -4,7 +4,6 @@ Files that exist are kept, and a file appears under its name only when it is com
 that was interrupted is continued by starting it again.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError
-from .label_files import UNREADABLE, first_few, image_size, read_label
+from .json_files import read_json
+from .label_files import first_few, image_size, read_label
+from .panoptic_files import read_segment_ids
 
 logger = logging.getLogger(__name__)
 
@@ -88,25 +89,26 @@ def prepare_panoptic_stuff(root: Path, split: str, output: Path, workers: int) -
     json_file = root / "annotations" / f"panoptic_{split}.json"
     annotations = _read_panoptic_json(json_file)
     folder = root / f"panoptic_{split}"
-    present = _files_by_stem(folder, ".png")
-    missing = [file for file in annotations if Path(file).stem not in present]
+    # By their very names: a path that leads elsewhere is none of them.
+    present = {path.name for path in _files_by_stem(folder, ".png").values()}
+    missing = [file for file in annotations if file not in present]
     if missing:
         raise InputError(
             f"{len(missing)} of the {len(annotations)} files of {str(json_file)!r} are missing, "
-            f"the first is {str(folder / missing[0])!r}"
+            f"the first is {str(folder / str(missing[0]))!r}"
         )
     name = f"panoptic_stuff_{split}"
     jobs = {
-        output / name / file: partial(_make_stuff_label, folder / file, size, segments, json_file)
-        for file, (size, segments) in annotations.items()
+        output / name / file: partial(_make_stuff_label, folder / file, size, labels)
+        for file, (size, labels) in annotations.items()
     }
     _make_labels(jobs, workers, name)
 
 
 def _read_panoptic_json(json_file: Path) -> dict[str, tuple[tuple[int, int], dict[int, int]]]:
     """For each panoptic PNG, its (width, height) and the semantic label of each segment id."""
+    content = read_json(json_file)
     try:
-        content = json.loads(json_file.read_bytes())
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
         labels = _stuff_labels(json_file, content["categories"])
         result = {}
@@ -122,10 +124,6 @@ def _read_panoptic_json(json_file: Path) -> dict[str, tuple[tuple[int, int], dic
                     f"{first_few(unknown)}, not listed"
                 )
             result[file] = sizes[image_id], {i: labels[kind] for i, kind in kinds.items()}
-    except OSError as error:
-        raise InputError(f"{str(json_file)!r} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(json_file)!r} is not JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{str(json_file)!r} is not in COCO's panoptic format: {type(error).__name__}: {error}"
@@ -144,38 +142,11 @@ def _stuff_labels(json_file: Path, categories: list[dict[str, Any]]) -> dict[int
     return things | {category_id: label for label, category_id in enumerate(stuff, start=1)}
 
 
-def _make_stuff_label(
-    panoptic: Path, size: tuple[int, int], segments: dict[int, int], json_file: Path
-) -> np.ndarray:
+def _make_stuff_label(panoptic: Path, size: tuple[int, int], labels: dict[int, int]) -> np.ndarray:
     """The label of each pixel of a panoptic PNG, given the label of each segment id."""
-    file = f"panoptic file {str(panoptic)!r}"
-    try:
-        with Image.open(panoptic) as image:
-            mode, found_size = image.mode, image.size
-            channels = np.asarray(image)
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    if mode != "RGB":
-        raise InputError(f"{file} has the mode {mode}; it must be RGB")
-    if found_size != size:
-        raise InputError(
-            f"{file} has {found_size[0]} x {found_size[1]} pixels, "
-            f"its image by {str(json_file)!r} {size[0]} x {size[1]}"
-        )
-    ids = channels.astype(np.uint32) @ np.array([1, 2**8, 2**16], np.uint32)
-    result = np.full(ids.shape, IGNORED, np.uint8)
-    known = ids == 0
-    for segment_id, label in segments.items():
-        mask = ids == segment_id
-        result[mask] = label
-        known |= mask
-    if not known.all():
-        unknown = np.unique(ids[~known]).tolist()
-        raise InputError(
-            f"{file} has the segment ids {first_few(unknown)}, "
-            f"which {str(json_file)!r} does not list"
-        )
-    return result
+    ids, places = np.unique(read_segment_ids(panoptic, size, labels), return_inverse=True)
+    known = {0: IGNORED} | labels
+    return np.array([known[segment_id] for segment_id in ids.tolist()], np.uint8)[places]
 
 
 def _files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:

@@ -1,32 +1,34 @@
 """Checks of the datasets of a run, made before any long work starts."""
 
-import difflib
-import json
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from tqdm import tqdm
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
 
+from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.label_files import image_size, read_label
+from ..data.records import Record, check_dataset_name, check_objects, load_records
 from ..errors import InputError
-from ..evaluation.build import evaluated_tasks, predicted_tasks
+from ..evaluation.build import build_evaluators, evaluated_tasks, predicted_tasks
 
 logger = logging.getLogger(__name__)
+
+Classes = dict[str, tuple[str, list[str]]]
+"""By ``thing_classes`` and ``stuff_classes``: a dataset that has been checked, and its classes."""
 
 
 def check_datasets(cfg: CfgNode, *, train: bool) -> None:
     """Check the datasets of a run: registered, readable, files present, classes as the model's.
 
     What is checked is what ``MODEL.META_ARCHITECTURE`` learns from: instances, semantic labels, or
-    both. Every semantic label file is read.
+    both. Each annotation goes through the calls that training makes, the ground truth of test
+    datasets through their evaluators as if it had been predicted, in child processes: all of them,
+    or as many as these manage in SECONDS. Every semantic label file is read.
 
     Args:
         cfg: the run's config.
@@ -35,152 +37,98 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
     Raises:
         InputError: names the dataset, the file or the key, and what to set.
     """
-    keys = ["DATASETS.TRAIN"] * train + ["DATASETS.TEST"]
-    for key in keys:
-        names = getattr(cfg.DATASETS, key.split(".")[1])
-        if key == "DATASETS.TRAIN" and not names:
-            raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
-        for name in names:
-            check_dataset_name(name, key)
-            _check_dataset(cfg, name, evaluated=key == "DATASETS.TEST")
+    if train and not cfg.DATASETS.TRAIN:
+        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
+    classes: Classes = {}
+    if train:
+        records = []
+        for name in cfg.DATASETS.TRAIN:
+            check_dataset_name(name, "DATASETS.TRAIN")
+            records += _check_dataset(cfg, name, classes, evaluated=False)
+        if "instances" in predicted_tasks(cfg) and not any(map(_has_object, records)):
+            raise InputError(
+                f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: there is nothing to learn, as no "
+                "image has an annotation of some size that is no crowd"
+            )
+    for name in cfg.DATASETS.TEST:
+        check_dataset_name(name, "DATASETS.TEST")
+        _check_dataset(cfg, name, classes, evaluated=True)
 
 
-def check_dataset_name(name: str, where: str) -> None:
-    """Raise InputError, with the nearest registered names, if no dataset is called ``name``."""
-    known = DatasetCatalog.list()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 5, cutoff=0.5)
-        hint = f"nearest registered: {', '.join(near)}; " if near else ""
-        raise InputError(
-            f"{where}: no dataset {name!r} is registered; {hint}"
-            "DATASETS.COCO_FORMAT registers one of your own"
-        )
+def _has_object(record: Record) -> bool:
+    return any(not a.get("iscrowd", 0) and min(a["bbox"][2:]) > 0 for a in record["annotations"])
 
 
-def _check_dataset(cfg: CfgNode, name: str, *, evaluated: bool) -> None:
+def _check_dataset(cfg: CfgNode, name: str, classes: Classes, *, evaluated: bool) -> list[Record]:
     metadata = MetadataCatalog.get(name)
     tasks = evaluated_tasks(cfg, name) if evaluated else predicted_tasks(cfg)
     # A panoptic model is trained on instances and semantic labels: its own are for evaluation.
     panoptic = evaluated and "panoptic_seg" in tasks
 
     _check_paths(name, metadata, panoptic=panoptic)
-    records = load_records(name, evaluated=evaluated)
-    _check_files(name, "image files", [record["file_name"] for record in records])
-    _check_images(name, records, skip=cfg.DATALOADER.SKIP_UNREADABLE and not evaluated)
+    if metadata.get("evaluator_type") != "sem_seg" and metadata.get("json_file"):
+        check_coco_annotations(name, metadata.json_file, evaluated=evaluated)
+    records = load_records(name)
+    _check_images(cfg, name, records, evaluated=evaluated)
     if "instances" in tasks:
-        _check_instances(cfg, name, metadata, records)
+        _check_instances(cfg, name, records, classes, evaluated=evaluated)
     if "sem_seg" in tasks:
-        _check_semantic(cfg, name, metadata, records)
-    if panoptic:
-        _check_panoptic(name, metadata, records)
+        _check_semantic(cfg, name, metadata, records, classes)
+    if evaluated:
+        _check_evaluation(cfg, name, records)
     logger.info("Checked dataset %s: %d images", name, len(records))
+    return records
 
 
 def _check_paths(name: str, metadata: Metadata, *, panoptic: bool) -> None:
     """Raise InputError unless the files and folders that the dataset is registered with exist."""
-    kinds = {
-        "json_file": "annotation file",
-        "image_root": "image folder",
-        # Of a panoptic dataset, too, Detectron2's loader lists it, whatever the model.
-        "sem_seg_root": "folder of semantic labels",
-    }
-    if panoptic:
-        kinds |= {
-            "panoptic_json": "panoptic annotation file",
-            "panoptic_root": "folder of panoptic labels",
-        }
-    for attribute, kind in kinds.items():
+    # Of a panoptic dataset, Detectron2's loader lists the semantic labels, whatever the model.
+    attributes = ["json_file", "image_root", "sem_seg_root"]
+    for attribute in attributes + ["panoptic_json", "panoptic_root"] * panoptic:
         path = metadata.get(attribute)
         if path and not os.path.exists(path):
-            made = "; see tools/prepare_*.py" if attribute == "sem_seg_root" else ""
             raise InputError(
-                f"dataset {name}: {kind} {path!r} does not exist "
-                f"(DETECTRON2_DATASETS is {os.getenv('DETECTRON2_DATASETS', 'not set')!r}{made})"
+                f"dataset {name}: {attribute} {path!r} does not exist (DETECTRON2_DATASETS is "
+                f"{os.getenv('DETECTRON2_DATASETS', 'not set')!r}; tools/prepare_*.py make labels)"
             )
 
 
-def load_records(name: str, *, evaluated: bool = False) -> list[dict[str, Any]]:
-    """The images of a registered dataset with their labels, in Detectron2's format.
-
-    Args:
-        name: of the dataset.
-        evaluated: its annotations are to be evaluated against.
-
-    Raises:
-        InputError: its files cannot be read, its annotations are wrong, or it has no images.
-    """
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") in ("coco", "coco_panoptic_seg") and metadata.get(
-        "json_file"
-    ):
-        try:
-            check_coco_annotations(metadata.json_file, evaluated=evaluated)
-        except InputError as error:
-            raise InputError(f"dataset {name}: {error}") from error
-    folder = metadata.get("sem_seg_root")
-    source = metadata.get("json_file") or folder or name
-    try:
-        records = DatasetCatalog.get(name)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
-        key = str(error.args[0]) if isinstance(error, KeyError) else ""
-        if folder and key.startswith(metadata.image_root):
-            # How Detectron2 fails to merge instances with the semantic labels of an image.
-            label = os.path.join(folder, Path(key).stem + ".png")
-            missing = label if os.path.exists(key) else key
-            raise InputError(f"dataset {name}: {missing!r} is missing") from error
-        raise InputError(
-            f"dataset {name}: {source!r} cannot be read: {type(error).__name__}: {error}"
-        ) from error
-    if not records:
-        raise InputError(f"dataset {name} has no images ({source!r})")
-    return records
-
-
-def _check_files(name: str, kind: str, paths: list[str]) -> None:
-    """Raise InputError if files are missing; one listing for each folder."""
-    folders = defaultdict(set)
-    for path in paths:
-        folder, file = os.path.split(path)
-        folders[folder].add(file)
-    missing = []
-    for folder, files in folders.items():
-        present = os.listdir(folder) if os.path.isdir(folder) else ()
-        missing += [os.path.join(folder, file) for file in sorted(files.difference(present))]
-    if missing:
-        raise InputError(
-            f"dataset {name}: {len(missing)} of {len(paths)} {kind} are missing, "
-            f"the first is {missing[0]!r}"
-        )
-
-
 def _check_instances(
-    cfg: CfgNode, name: str, metadata: Metadata, records: list[dict[str, Any]]
+    cfg: CfgNode, name: str, records: list[Record], classes: Classes, *, evaluated: bool
 ) -> None:
     """Raise InputError unless there are instances, with masks and classes as the model's."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if "annotations" not in records[0]:
         raise InputError(f"dataset {name} has no instances, which {architecture} needs")
     key = "RETINANET" if architecture == "RetinaNet" else "ROI_HEADS"
-    _check_classes(name, metadata.get("thing_classes"), cfg, f"MODEL.{key}.NUM_CLASSES")
-    if cfg.MODEL.MASK_ON:
-        _check_masks(name, records, cfg.INPUT.MASK_FORMAT)
+    _check_classes(cfg, name, "thing_classes", f"MODEL.{key}.NUM_CLASSES", classes)
+    annotated = [(record, a) for record in records for a in record["annotations"]]
+    objects = [(record, a) for record, a in annotated if not a.get("iscrowd", 0)]
+    if evaluated and annotated and not objects:
+        raise InputError(f"dataset {name}: there is nothing to find, as all annotations are crowds")
+    mask_format = ("bitmask" if evaluated else cfg.INPUT.MASK_FORMAT) if cfg.MODEL.MASK_ON else None
+
+    check_objects(name, objects, mask_format)
 
 
-def _check_masks(name: str, records: list[dict], mask_format: str) -> None:
-    """Raise InputError if there are no masks, or RLEs and the format is not theirs."""
-    objects = [a for r in records for a in r.get("annotations", ()) if not a.get("iscrowd", 0)]
-    masks = [a["segmentation"] for a in objects if "segmentation" in a]
-    if objects and not masks:
-        raise InputError(f"dataset {name} has no masks: set MODEL.MASK_ON False")
-    if mask_format == "polygon" and any(isinstance(mask, dict) for mask in masks):
-        raise InputError(
-            f"dataset {name} has RLE masks, and INPUT.MASK_FORMAT is 'polygon': "
-            "set INPUT.MASK_FORMAT bitmask"
-        )
+def _check_evaluation(cfg: CfgNode, name: str, records: list[Record]) -> None:
+    """Raise InputError unless the ground truth, as a prediction, is found by each evaluator."""
+    evaluators = build_evaluators(cfg, name)
+    if "panoptic_seg" in evaluators:
+        extra = evaluators["panoptic_seg"].image_ids - {record["image_id"] for record in records}
+        if extra:
+            raise InputError(
+                f"dataset {name}: {MetadataCatalog.get(name).panoptic_json!r} has annotations of "
+                f"{len(extra)} images that are not in it, the first is {min(extra)!r}"
+            )
+    for task in ("panoptic_seg", "instances"):  # of semantic labels, every file is read
+        if task in evaluators:
+            check = evaluators[task].check_ground_truth
+            check_each(name, f"images ({task})", records, check, _image_name, seconds=SECONDS)
 
 
 def _check_semantic(
-    cfg: CfgNode, name: str, metadata: Metadata, records: list[dict[str, Any]]
+    cfg: CfgNode, name: str, metadata: Metadata, records: list[Record], classes: Classes
 ) -> None:
     """Raise InputError unless every image has a label file that the model can be trained on."""
     if "sem_seg_file_name" not in records[0]:
@@ -188,7 +136,7 @@ def _check_semantic(
             f"dataset {name} has no semantic labels, which {cfg.MODEL.META_ARCHITECTURE} needs"
         )
     head = cfg.MODEL.SEM_SEG_HEAD
-    _check_classes(name, metadata.get("stuff_classes"), cfg, "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
+    _check_classes(cfg, name, "stuff_classes", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes)
     ignored = metadata.get("ignore_label", head.IGNORE_VALUE)
     if ignored != head.IGNORE_VALUE:
         raise InputError(
@@ -197,11 +145,19 @@ def _check_semantic(
         )
     if metadata.get("sem_seg_root"):
         _check_pairs(name, metadata, records)
-    _check_files(name, "label files", [record["sem_seg_file_name"] for record in records])
-    _check_labels(name, records, range(head.NUM_CLASSES), ignored)
+
+    # All are read, as a wrong one stops the training whenever its turn comes, which may be hours
+    # later. It takes a core about 1.3 ms an image of 480 x 360.
+    def check(record: Record) -> None:
+        size = image_size(record["file_name"])
+        read_label(record["sem_seg_file_name"], size, range(head.NUM_CLASSES), ignored)
+
+    check_each(
+        name, "label files", records, check, lambda r: f"label file {r['sem_seg_file_name']!r}"
+    )
 
 
-def _check_pairs(name: str, metadata: Metadata, records: list[dict[str, Any]]) -> None:
+def _check_pairs(name: str, metadata: Metadata, records: list[Record]) -> None:
     """Raise InputError unless images and labels have the same names.
 
     Detectron2's ``load_sem_seg`` leaves out what has no counterpart, or, where there are as many
@@ -225,100 +181,66 @@ def _check_pairs(name: str, metadata: Metadata, records: list[dict[str, Any]]) -
             )
 
 
-def _check_images(name: str, records: list[dict[str, Any]], *, skip: bool) -> None:
+def _check_images(cfg: CfgNode, name: str, records: list[Record], *, evaluated: bool) -> None:
     """Raise InputError unless the images are of the size that the annotations say.
 
-    Only their headers are read. With ``skip`` those that cannot be read are passed over, as they
-    are in training.
+    Only their headers are read. With ``DATALOADER.SKIP_UNREADABLE`` those that cannot be read are
+    passed over, as they are in training.
     """
+    skip = cfg.DATALOADER.SKIP_UNREADABLE and not evaluated
+    kind = "TEST" if evaluated else "TRAIN"
+    sides = np.atleast_1d(cfg.INPUT[f"MIN_SIZE_{kind}"]).tolist()
+    longest = cfg.INPUT[f"MAX_SIZE_{kind}"]
 
-    def check(record: dict[str, Any]) -> None:
+    def check(record: Record) -> None:
         try:
-            found = image_size(record["file_name"])
+            width, height = image_size(record["file_name"])
         except InputError:
-            if skip:
+            if skip and os.path.exists(record["file_name"]):
                 return
             raise
-        expected = record.get("width", found[0]), record.get("height", found[1])
-        if found != expected:
+        expected = record.get("width", width), record.get("height", height)
+        if (width, height) != expected:
             raise InputError(
-                f"image file {record['file_name']!r} has {found[0]} x {found[1]} pixels, "
-                f"by the annotations {expected[0]} x {expected[1]}"
+                f"{_image_name(record)} has {width} x {height} pixels, by the annotations "
+                f"{expected[0]} x {expected[1]}"
             )
+        for side in sides:
+            if side and 0 in ResizeShortestEdge.get_output_shape(height, width, side, longest):
+                raise InputError(
+                    f"{_image_name(record)}, {width} x {height}, has no pixel left in a direction "
+                    f"where its longer side is at most INPUT.MAX_SIZE_{kind} {longest}"
+                )
 
-    _check_each(name, "images", records, check)
-
-
-def _check_labels(name: str, records: list[dict[str, Any]], classes: range, ignored: int) -> None:
-    """Raise InputError if label files have another size than their image, or other values.
-
-    All are read, as a wrong one stops the training whenever its turn comes, which may be hours
-    later. It takes a core about 1.3 ms an image of 480 x 360, and threads share the work.
-    """
-
-    def check(record: dict[str, Any]) -> None:
-        size = image_size(record["file_name"])
-        read_label(record["sem_seg_file_name"], size, classes, ignored)
-
-    _check_each(name, "label files", records, check)
+    check_each(name, "images", records, check, _image_name)
 
 
-def _check_each(
-    name: str,
-    kind: str,
-    records: list[dict[str, Any]],
-    check: Callable[[dict[str, Any]], None],
-) -> None:
-    """Call a check for every image of a dataset, and raise InputError with the first problem."""
-
-    def problem(record: dict[str, Any]) -> str | None:
-        try:
-            check(record)
-        except InputError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(problem, records)
-        bar = tqdm(
-            results, f"{kind.capitalize()} of {name}", total=len(records), unit="file", delay=1
-        )
-        problems = [message for message in bar if message]
-    if problems:
-        raise InputError(
-            f"dataset {name}: {len(problems)} of {len(records)} {kind} cannot be used, "
-            f"the first: {problems[0]}"
-        )
+def _image_name(record: Record) -> str:
+    return f"image file {record['file_name']!r}"
 
 
-def _check_panoptic(name: str, metadata: Metadata, records: list[dict[str, Any]]) -> None:
-    """Raise InputError unless every image has panoptic annotations and their PNG."""
-    source = metadata.panoptic_json
-    try:
-        with open(source) as file:
-            files = {a["image_id"]: a["file_name"] for a in json.load(file)["annotations"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"dataset {name}: {source!r} cannot be read: {type(error).__name__}: {error}"
-        ) from error
-    unlabelled = [r["file_name"] for r in records if r["image_id"] not in files]
-    if unlabelled:
-        raise InputError(
-            f"dataset {name}: {source!r} has no annotation of {len(unlabelled)} of "
-            f"{len(records)} images, the first is {unlabelled[0]!r}"
-        )
-    paths = [os.path.join(metadata.panoptic_root, files[r["image_id"]]) for r in records]
-    _check_files(name, "panoptic label files", paths)
-
-
-def _check_classes(name: str, classes: list[str] | None, cfg: CfgNode, key: str) -> None:
-    """Raise InputError unless the model, by the config key, has as many classes as the dataset."""
+def _check_classes(cfg: CfgNode, name: str, kind: str, key: str, seen: Classes) -> None:
+    """Raise InputError unless the classes are the model's, by the key, and those seen before."""
+    classes = MetadataCatalog.get(name).get(kind)
+    if classes is None:
+        return
     node = cfg
     for part in key.split("."):
         node = node[part]
-    if classes is not None and len(classes) != node:
-        shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    if len(classes) != node:
         raise InputError(
             f"dataset {name} has {len(classes)} classes ({shown}) but {key} is {node}: "
             f"set {key} {len(classes)}"
         )
+    if len({c for c in classes if isinstance(c, str)}) < len(classes):
+        raise InputError(
+            f"dataset {name}: each class needs a name of its own, a string, and they are {shown}"
+        )
+    other, expected = seen.setdefault(kind, (name, classes))
+    for number, (mine, its) in enumerate(zip(classes, expected, strict=True)):
+        if mine != its:
+            raise InputError(
+                f"datasets {other} and {name} have different classes: in the order of their ids, "
+                f"number {number} is {its!r} and {mine!r}"
+            )

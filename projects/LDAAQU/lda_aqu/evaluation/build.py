@@ -1,12 +1,16 @@
 """The evaluators that a dataset asks for, and the one metric that ranks checkpoints."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from ..errors import InputError
+from ..errors import InputError, one_line
+from .instances import InstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .sem_seg import SemanticEvaluator
 
@@ -18,6 +22,8 @@ LABELS = {
     "sem_seg": ("sem_seg",),
     "coco_panoptic_seg": ("panoptic_seg", "instances", "sem_seg"),
 }
+# Where a dataset's metadata says its labels are.
+SOURCES = {"instances": "json_file", "sem_seg": "sem_seg_root", "panoptic_seg": "panoptic_json"}
 # What a model of each MODEL.META_ARCHITECTURE predicts; any other is a detector.
 PREDICTIONS = {
     "PanopticFPN": ("panoptic_seg", "instances", "sem_seg"),
@@ -69,10 +75,57 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Raises:
         InputError: the dataset has another type, or none, or no labels for the model's predictions.
     """
-    evaluators = [
-        _build_one(cfg, dataset_name, task) for task in evaluated_tasks(cfg, dataset_name)
-    ]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    return _Evaluators(dataset_name, list(build_evaluators(cfg, dataset_name).values()))
+
+
+class _Evaluators(DatasetEvaluators):
+    """Detectron2's, which says in a line what cannot be read, as labels that are gone, or written.
+
+    Raises:
+        InputError: by the methods, if so.
+    """
+
+    def __init__(self, dataset_name: str, evaluators: list[DatasetEvaluator]) -> None:
+        super().__init__(evaluators)
+        self._name = dataset_name
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        with self._named_files():
+            super().process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        with self._named_files():
+            return super().evaluate()
+
+    @contextmanager
+    def _named_files(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # Where a write fails, torch's writer may fail in turn, over the position.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise InputError(f"dataset {self._name} cannot be evaluated: {cause}") from error
+
+
+def build_evaluators(cfg: CfgNode, dataset_name: str) -> dict[str, DatasetEvaluator]:
+    """The evaluators of :func:`build_evaluator` by their task: see LABELS.
+
+    Each has a method ``check_ground_truth``, which evaluates the ground truth of an image as if it
+    had been predicted.
+    """
+    evaluators = {}
+    for task in evaluated_tasks(cfg, dataset_name):
+        try:
+            evaluators[task] = _build_one(cfg, dataset_name, task)
+        # Whatever is raised while files of any origin are parsed says that they cannot be used.
+        except Exception as error:
+            source = MetadataCatalog.get(dataset_name).get(SOURCES[task])
+            raise InputError(
+                f"dataset {dataset_name}: {source!r} cannot be read: {one_line(error)}"
+            ) from error
+    return evaluators
 
 
 def primary_metric(cfg: CfgNode) -> str:
@@ -98,7 +151,7 @@ def _build_one(cfg: CfgNode, dataset_name: str, task: str) -> DatasetEvaluator:
     if task == "sem_seg":
         return SemanticEvaluator(dataset_name, output_dir)
     detections = cfg.TEST.DETECTIONS_PER_IMAGE
-    return COCOEvaluator(
+    return InstanceEvaluator(
         dataset_name,
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
         output_dir=output_dir,

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -20,19 +22,13 @@ from hotcoco.panoptic import PanopticEval
 from PIL import Image
 from tabulate import tabulate
 
+from ..data.panoptic_files import id2rgb, read_segment_ids
+from ..errors import InputError
+
 logger = logging.getLogger(__name__)
 
 MEASURES = ("PQ", "SQ", "RQ")
 GROUPS = {"": "All", "_th": "Things", "_st": "Stuff"}
-
-
-def id2rgb(ids: np.ndarray) -> np.ndarray:
-    """Segment ids (H, W), from 0 to 2**24 - 1, as the colours of COCO's panoptic PNGs.
-
-    Returns:
-        (H, W, 3) uint8; the id is R + 256 G + 65536 B.
-    """
-    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -44,12 +40,15 @@ class PanopticEvaluator(DatasetEvaluator):
     predictions.
 
     The predictions are written in COCO's format: ``panoptic_predictions.json``, and one PNG an
-    image, ``<image_id>.png``, in ``panoptic_predictions/``.
+    image, ``<image_id>.png`` (quoted as in a URL), in ``panoptic_predictions/``.
+
+    Attributes:
+        image_ids: of the images that are evaluated, all of those in ``panoptic_json``.
 
     Args:
         dataset_name: a dataset whose metadata has ``panoptic_json``, ``panoptic_root``,
             ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id``, as
-            ``register_coco_panoptic_separated`` sets them. Every image of the JSON is evaluated.
+            ``register_coco_panoptic_separated`` sets them.
         output_dir: where the predictions are kept; without it they are deleted.
         distributed: collect the predictions of all processes. All of them must then call
             :meth:`evaluate`, and the main one gets the results.
@@ -59,8 +58,10 @@ class PanopticEvaluator(DatasetEvaluator):
         self, dataset_name: str, output_dir: str | None = None, distributed: bool = True
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        self._panoptic_json = metadata.panoptic_json
-        self._panoptic_root = metadata.panoptic_root
+        with PathManager.open(metadata.panoptic_json) as file:
+            self._ground_truth = json.load(file)
+        self.image_ids = {a["image_id"] for a in self._ground_truth["annotations"]}
+        self._panoptic_root = PathManager.get_local_path(metadata.panoptic_root)
         things = metadata.thing_dataset_id_to_contiguous_id
         stuff = metadata.stuff_dataset_id_to_contiguous_id
         self._thing_ids = {contiguous: dataset_id for dataset_id, contiguous in things.items()}
@@ -92,7 +93,8 @@ class PanopticEvaluator(DatasetEvaluator):
             Image.fromarray(id2rgb(ids)).save(png, format="PNG")
             annotation = {
                 "image_id": image["image_id"],
-                "file_name": f"{image['image_id']}.png",
+                # Quoted, as an id that is a string may be a path to somewhere else.
+                "file_name": f"{quote(str(image['image_id']), safe='')}.png",
                 "segments_info": [
                     {
                         "id": segment["id"],
@@ -120,18 +122,60 @@ class PanopticEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return None
 
-        with PathManager.open(self._panoptic_json) as file:
-            ground_truth = json.load(file)
+        return {"panoptic_seg": self._score(self._ground_truth, predictions, self._output_dir)}
+
+    def check_ground_truth(self, record: Mapping[str, Any]) -> None:
+        """Evaluate an image's segments as if they had been predicted: PQ must be 100.
+
+        Args:
+            record: the image, with its "image_id", "width" and "height".
+
+        Raises:
+            InputError: it is not, or the image's PNG is not as it should be.
+            Exception: what is raised of annotations that cannot be evaluated.
+        """
+        truth = self._ground_truth
+        annotations = [a for a in truth["annotations"] if a["image_id"] == record["image_id"]]
+        images = [image for image in truth["images"] if image["id"] == record["image_id"]]
+        if (len(annotations), len(images)) != (1, 1):
+            raise InputError(f"it has {len(annotations)} panoptic annotations, and must have one")
+        (annotation,) = annotations
+        things = {dataset_id: (True, c) for c, dataset_id in self._thing_ids.items()}
+        classes = {dataset_id: (False, c) for c, dataset_id in self._stuff_ids.items()} | things
+        segments = annotation["segments_info"]
+        ids = read_segment_ids(
+            Path(self._panoptic_root) / annotation["file_name"],
+            (record["width"], record["height"]),
+            [segment["id"] for segment in segments],
+        )
+        predicted = []
+        for segment in segments:
+            isthing, category = classes[segment["category_id"]]
+            if segment["iscrowd"]:
+                ids[ids == segment["id"]] = 0
+            else:
+                predicted.append({"id": segment["id"], "isthing": isthing, "category_id": category})
+        self.reset()
+        self.process([record], [{"panoptic_seg": (torch.from_numpy(ids), predicted)}])
+        part = {**truth, "images": images, "annotations": annotations}
+        quality = self._score(part, self._predictions)["PQ"]
+        if predicted and not math.isclose(quality, 100):
+            raise InputError(f"its segments would give PQ {quality:.1f} if a model predicted them")
+
+    def _score(
+        self,
+        truth: dict[str, Any],
+        predictions: list[dict[str, Any]],
+        output_dir: str | None = None,
+    ) -> dict[str, float]:
         with ExitStack() as stack:
-            folder = self._output_dir or stack.enter_context(tempfile.TemporaryDirectory())
+            folder = output_dir or stack.enter_context(tempfile.TemporaryDirectory())
             evaluation = PanopticEval(
-                ground_truth,
-                _write(predictions, Path(folder)),
-                gt_folder=PathManager.get_local_path(self._panoptic_root),
+                truth, _write(predictions, Path(folder)), gt_folder=self._panoptic_root
             )
             evaluation.evaluate()
-        names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-        return {"panoptic_seg": _summarize(evaluation.results(), names)}
+        names = {category["id"]: category["name"] for category in truth["categories"]}
+        return _summarize(evaluation.results(), names)
 
 
 def _write(predictions: list[dict[str, Any]], folder: Path) -> Path:

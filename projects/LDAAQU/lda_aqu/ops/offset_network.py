@@ -10,7 +10,6 @@ from .autocast import dtype_under_autocast
 from .layout import Layout, like, memory_format_of
 from .operator import Operator, check, check_shapes, check_tensors
 from .plain import offset_network as plain
-from .standard import is_exporting
 
 
 def predict_offsets(
@@ -67,8 +66,6 @@ def predict_offsets(
     """
     if query.dtype != (dtype := dtype_under_autocast(query)):
         query = query.to(dtype)
-    if output_size is not None and torch.jit.is_tracing() and not is_exporting():
-        output_size = [int(side) for side in output_size]  # in a trace they are tensors
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
     settings = (num_groups, offset_range, output_size)
     offsets, *resized = _OPERATOR(query, *parameters, *settings, backend=backend)

@@ -1,7 +1,7 @@
 """The registry of upsamplers, and how one is built by its name."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import TypeVar
 
@@ -110,8 +110,16 @@ def build_upsampler(
         InputError: unknown name or option, or values of another type than the option's default or
             that do not fit; says what is allowed.
     """
-    cls = UPSAMPLER_REGISTRY.get(name)
-    allowed = upsampler_options(cls)
+    check_options(name, options)
+    return UPSAMPLER_REGISTRY.get(name)(in_channels, scale_factor, **options)
+
+
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Raise InputError unless the upsampler ``name`` has these options, with values of their types.
+
+    Whether the values fit it, and the number of channels, is seen when it is built.
+    """
+    allowed = upsampler_options(UPSAMPLER_REGISTRY.get(name))
     for option, value in options.items():
         if option not in allowed:
             raise InputError(
@@ -123,4 +131,3 @@ def build_upsampler(
         # A bool is an Integral too.
         if not isinstance(value, kind) or isinstance(value, bool) != (default is bool):
             raise InputError(f"{option} must be {description}, got {value!r}")
-    return cls(in_channels, scale_factor, **options)

@@ -1,18 +1,17 @@
 """Saved detections, in the COCO results format that Detectron2's COCOEvaluator writes."""
 
-import json
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import Metadata
-from detectron2.structures import Boxes, Instances
+from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.structures import BoxMode, Instances
 
+from ..data.json_files import read_json
 from ..errors import InputError
 
 
@@ -34,25 +33,38 @@ class CocoResults:
     def __init__(
         self, path: str | Path, dataset_dicts: Sequence[dict[str, Any]], metadata: Metadata
     ):
-        self._path = path
-        self._class_of_category = metadata.get("thing_dataset_id_to_contiguous_id")
-        if self._class_of_category is None:
+        classes = metadata.get("thing_dataset_id_to_contiguous_id")
+        if classes is None:
             raise InputError(f"dataset '{metadata.name}' has no instances: {path} cannot be its")
-        images = {image["image_id"] for image in dataset_dicts}
+        results = read_json(path)
+        if not isinstance(results, list):
+            raise InputError(f"{path} is not COCO results: a {type(results).__name__}, not a list")
+        images = {image["image_id"]: image for image in dataset_dicts}
+        self._path = path
         self._detections: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
-        for index, detection in enumerate(_read_list(path)):
-            where = f"{path}: result {index}"
-            _check_detection(detection, where)
-            image_id, category_id = detection["image_id"], detection["category_id"]
-            if image_id not in images:
-                raise InputError(f"{where}: no image {image_id!r} in dataset '{metadata.name}'")
-            if category_id not in self._class_of_category:
-                known = ", ".join(map(str, self._class_of_category))
+        for index, result in enumerate(results):
+            try:
+                image = images[result["image_id"]]
+                detection = {
+                    "bbox": result["bbox"],
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": classes[result["category_id"]],
+                    "score": result["score"],
+                }
+                annotations_to_instances([detection], (1, 1))
+                if not np.isfinite([*result["bbox"], result["score"]]).all():
+                    raise ValueError("a number is not finite")
+                if mask := result.get("segmentation"):
+                    # Or it would be decoded into memory of any size.
+                    if mask["size"] != [image["height"], image["width"]]:
+                        raise ValueError(f"its mask is of the size {mask['size']}")
+                    detection["segmentation"] = mask
+            except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"{where}: no category {category_id!r} in dataset '{metadata.name}' "
-                    f"(it has {known})"
-                )
-            self._detections[image_id].append(detection)
+                    f"{path}: result {index}, {result!r:.100}, is no detection in an image of "
+                    f"dataset '{metadata.name}': {type(error).__name__}: {error}"
+                ) from error
+            self._detections[result["image_id"]].append(detection)
 
     def predict(self, dataset_dict: dict[str, Any]) -> dict[str, Instances]:
         """Return one image's detections as a model would, none where the file has none.
@@ -65,66 +77,23 @@ class CocoResults:
             ``pred_classes`` (N,) and, where the file has masks, ``pred_masks`` (N, H, W) bool.
 
         Raises:
-            InputError: a mask is damaged, or is not of the image's size.
+            InputError: a mask is damaged, or some detections have none.
         """
-        image_id = dataset_dict["image_id"]
+        detections = self._detections[dataset_dict["image_id"]]
         size = (dataset_dict["height"], dataset_dict["width"])
-        detections = self._detections.get(image_id, [])
-        boxes = np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        classes = [self._class_of_category[d["category_id"]] for d in detections]
+        try:
+            truth = annotations_to_instances(detections, size, mask_format="bitmask")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._path}: the masks of image {dataset_dict['image_id']!r} cannot be used: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         instances = Instances(
             size,
-            pred_boxes=Boxes(boxes),
-            scores=torch.tensor([float(d["score"]) for d in detections]),
-            pred_classes=torch.tensor(classes, dtype=torch.int64),
+            pred_boxes=truth.gt_boxes,
+            pred_classes=truth.gt_classes,
+            scores=torch.tensor([float(detection["score"]) for detection in detections]),
         )
-        masks = [self._decode(d["segmentation"], d) for d in detections if d.get("segmentation")]
-        if masks:
-            if {mask.shape for mask in masks} != {size} or len(masks) != len(detections):
-                raise InputError(
-                    f"{self._path}: image {image_id!r} needs a mask of {size[0]}x{size[1]} "
-                    "(height x width) for every result or for none"
-                )
-            instances.pred_masks = torch.from_numpy(np.stack(masks)).bool()
+        if truth.has("gt_masks"):
+            instances.pred_masks = truth.gt_masks.tensor
         return {"instances": instances}
-
-    def _decode(self, rle: Any, detection: dict[str, Any]) -> np.ndarray:
-        try:
-            return mask_util.decode(rle)
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self._path}: a segmentation of image {detection['image_id']!r} "
-                f"is not a compressed RLE: {error}"
-            ) from error
-
-
-def _read_list(path: str | Path) -> list[Any]:
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, list):
-        raise InputError(f"{path} is not COCO results: a {type(content).__name__}, not a list")
-    return content
-
-
-def _check_detection(detection: Any, where: str) -> None:
-    needed = {"image_id": (int, str), "category_id": int, "score": (int, float), "bbox": list}
-    if not isinstance(detection, dict):
-        raise InputError(f"{where} is not an object: {detection!r:.80}")
-    for key, kind in needed.items():
-        if not isinstance(detection.get(key), kind):
-            raise InputError(f"{where}: '{key}' missing or wrong: {detection.get(key)!r:.80}")
-    numbers = [*detection["bbox"], detection["score"]]
-    if len(numbers) != 5 or not all(_is_finite(number) for number in numbers):
-        raise InputError(
-            f"{where}: not four finite box numbers and a finite score: "
-            f"{detection['bbox']!r:.80}, {detection['score']!r}"
-        )
-
-
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, (int, float)) and math.isfinite(number)

@@ -1,14 +1,12 @@
 """The images of a registered dataset, and the names of a model's classes."""
 
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
-from ..engine.data_checks import check_dataset_name, load_records
+from ..data.records import Record, check_dataset_name, check_objects, load_records
 
 
-def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]:
+def load_dataset(name: str, where: str) -> tuple[list[Record], Metadata]:
     """Load a dataset: its images with their labels, in Detectron2's format, and its metadata.
 
     Args:
@@ -16,10 +14,15 @@ def load_dataset(name: str, where: str) -> tuple[list[dict[str, Any]], Metadata]
         where: the option or config key that gave the name, for messages.
 
     Raises:
-        InputError: it is not registered, or its files cannot be read.
+        InputError: it is not registered, or its files cannot be read, or an annotation cannot be
+            drawn (see :func:`~lda_aqu.data.records.check_objects`).
     """
     check_dataset_name(name, where)
-    return load_records(name), MetadataCatalog.get(name)
+    records = load_records(name)
+    check_objects(
+        name, [(record, a) for record in records for a in record.get("annotations", ())], ""
+    )
+    return records, MetadataCatalog.get(name)
 
 
 def class_metadata(cfg: CfgNode) -> Metadata:
@@ -29,7 +32,7 @@ def class_metadata(cfg: CfgNode) -> Metadata:
     metadata is empty, and classes have no names.
 
     Raises:
-        InputError: see :func:`load_dataset`.
+        InputError: the dataset is not registered, or its files cannot be read.
     """
     if not cfg.DATASETS.TEST:
         return MetadataCatalog.get("__unnamed_classes")
@@ -37,4 +40,6 @@ def class_metadata(cfg: CfgNode) -> Metadata:
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") or metadata.get("stuff_classes"):
         return metadata
-    return load_dataset(name, "DATASETS.TEST")[1]
+    check_dataset_name(name, "DATASETS.TEST")
+    load_records(name)
+    return metadata

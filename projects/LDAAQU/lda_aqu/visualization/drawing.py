@@ -12,8 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..data.label_files import UnreadableImageError
 from ..errors import InputError
-from .image_files import CONTACT_SHEET, UnreadableImageError, picture_names, read_image_file
+from .image_files import CONTACT_SHEET, picture_names, read_image_file
 from .layout import captioned, contact_sheet, side_by_side
 from .predictions import draw_ground_truth, draw_predictions, prediction_kind
 

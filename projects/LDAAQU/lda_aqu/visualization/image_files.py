@@ -1,21 +1,20 @@
 """The image files to draw, and the names of the pictures made from them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
-from PIL import Image
 
+from ..data.label_files import UNREADABLE, UnreadableImageError, image_size
 from ..errors import InputError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CONTACT_SHEET = Path("contact_sheet.png")
-
-
-class UnreadableImageError(InputError):
-    """An image file that is missing, cut short, or no image at all."""
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -65,6 +64,24 @@ def picture_names(files: Sequence[str]) -> list[Path]:
     return names
 
 
+def build_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The mapper of an evaluation, from a dataset dict to the input of the model.
+
+    It raises an UnreadableImageError, naming the file, where the image cannot be prepared.
+    """
+    mapper = DatasetMapper(cfg, is_train=False)
+
+    def prepare(dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return mapper(dataset_dict)
+        except UNREADABLE as error:
+            raise UnreadableImageError(
+                f"image file {dataset_dict['file_name']!r} cannot be prepared: {error}"
+            ) from error
+
+    return prepare
+
+
 def read_image_file(path: str, format: str | None) -> np.ndarray:
     """Read an image, turned as its EXIF orientation says.
 
@@ -78,8 +95,8 @@ def read_image_file(path: str, format: str | None) -> np.ndarray:
     Raises:
         UnreadableImageError: naming the file and what is wrong with it.
     """
+    image_size(path)
     try:
         return read_image(path, format)
-    # What Pillow's decoders raise on damaged files of the common formats.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+    except UNREADABLE as error:
+        raise UnreadableImageError(f"image file {path!r} cannot be read: {error}") from error

@@ -1,7 +1,8 @@
 """What a model predicts for an image, drawn on it, and the ground truth drawn the same way.
 
 Images are RGB, uint8, (H, W, 3), and so are the pictures, except that small images are enlarged s
-times, s the least integer that brings the shorter side to ``MIN_SIDE``, so that labels are legible.
+times, s the least integer that brings the shorter side to ``MIN_SIDE``, so that labels are legible,
+but no side beyond ``MAX_SIDE``.
 """
 
 import math
@@ -17,10 +18,13 @@ from detectron2.structures import BitMasks, BoxMode, Instances, polygons_to_bitm
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.label_files import UnreadableImageError
+from ..data.panoptic_files import rgb2id
 from ..errors import InputError
-from .image_files import UnreadableImageError, read_image_file
+from .image_files import read_image_file
 
 MIN_SIDE = 360  # pixels
+MAX_SIDE = 8192
 OPACITY = 0.5
 
 # Keys of a Detectron2 model's output, from the one that says most.
@@ -107,8 +111,7 @@ def draw_ground_truth(
     things, stuff = _NO_THINGS, None
     if kind == "panoptic_seg" and "pan_seg_file_name" in dataset_dict:
         rgb = _read_labels(dataset_dict["pan_seg_file_name"], image)
-        segment_ids = rgb.astype(np.int32) @ np.array([1, 256, 256**2], dtype=np.int32)
-        things, stuff = _split_segments(segment_ids, dataset_dict["segments_info"])
+        things, stuff = _split_segments(rgb2id(rgb), dataset_dict["segments_info"])
     elif kind == "panoptic_seg" and {"annotations", "sem_seg_file_name"} <= dataset_dict.keys():
         things = _from_annotations(dataset_dict["annotations"], image)
         stuff = _read_labels(dataset_dict["sem_seg_file_name"], image)
@@ -203,8 +206,9 @@ def _draw(
     for mask, color in [(mask, color) for mask, color, _ in regions] + outlined:
         image[mask] = (1 - OPACITY) * image[mask] + OPACITY * 255 * color
 
-    scale = max(1, math.ceil(MIN_SIDE / min(image.shape[:2])))
-    visualizer = Visualizer(image, metadata, scale=scale)
+    height, width = image.shape[:2]
+    scale = min(math.ceil(MIN_SIDE / min(height, width)), MAX_SIDE // max(height, width))
+    visualizer = Visualizer(image, metadata, scale=max(1, scale))
     for mask, color, name in regions:
         visualizer.draw_binary_mask(mask, color, text=name, alpha=0)
     for mask, color in outlined:

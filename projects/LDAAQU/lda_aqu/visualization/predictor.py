@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from torch import nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..engine import Checkpointer, check_weights
 from ..errors import InputError
+from .image_files import build_mapper
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
@@ -42,7 +42,7 @@ def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
         InputError: see :func:`load_model`.
     """
     model = load_model(cfg)
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = build_mapper(cfg)
 
     @torch.no_grad()
     def predict(dataset_dict: dict[str, Any]) -> dict[str, Any]:

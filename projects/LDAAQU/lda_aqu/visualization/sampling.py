@@ -8,12 +8,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..upsamplers import LAU, Sampling, Upsampler
-from .image_files import read_image_file
+from .image_files import build_mapper, read_image_file
 
 NUM_EDGE_PIXELS = 3
 
@@ -73,7 +72,7 @@ def record_upsamplers(model: nn.Module, cfg: CfgNode, file: str) -> Recording:
             "the model has no upsampler to look at: MODEL.BACKBONE.NAME is "
             f"{cfg.MODEL.BACKBONE.NAME!r}, not build_resnet_lda_aqu_fpn_backbone or its like"
         )
-    mapped = DatasetMapper(cfg, is_train=False)({"file_name": file})
+    mapped = build_mapper(cfg)({"file_name": file})
     padded_sizes: list[tuple[int, int]] = []
     runs: list[UpsamplerRun] = []
 

@@ -109,7 +109,7 @@ def _library() -> ctypes.CDLL:
     """
     if not LIBRARY.exists():
         raise OSError(
-            "the C++ kernels were not built: the package was installed without a C++ compiler "
+            "the C++ kernels were not built; install the package again with a C++ compiler at hand "
             "that has OpenMP, as GCC from version 12 on (`pip install -v` shows its messages)"
         )
     if not _is_whole(LIBRARY.read_bytes()):

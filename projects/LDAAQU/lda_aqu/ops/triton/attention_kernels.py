@@ -1,13 +1,20 @@
 """Triton kernels of local deformable attention; :mod:`.attention` launches them.
 
+What decides is how often rows of channels are read: 4 corners for each pixel and point. So a row
+comes as CHUNK_BYTES of neighbouring channels to each group of lanes, 16 to a lane, and tiles are
+(chunks of channels, pixels, channels of a chunk): 8 lanes share a pixel, each holds that pixel's
+part of all chunks, and what is computed of a pixel alone (coordinates, weights) is computed 8 times
+over, not once by each lane of a warp. A program takes a square of pixels, which read the same
+rows: these come from the L1 cache.
+
 Layout, for all kernels:
-    What is read by channels (query, key, value, gradient of the output) is dense and channels-last.
-    What has the format of the value is written through a stride of the channels and one of the
-    pixels; other results are dense.
+    Query, key and value are dense and channels-last.
+    The output, its gradient and that of the value are dense, channels-last or contiguous as said.
     Heads and groups cut the channels in different places. SLICES, the least common multiple of both
     numbers, cuts them so that a slice lies in one head and in one group; KEY_WIDTH and VALUE_WIDTH
-    are the channels of a slice.
-    Attention maps are (N, HEADS, POINTS, Y * X), offsets (N, GROUPS, POINTS, 2, Y * X).
+    are the channels of a slice, KEY_PADDED and VALUE_PADDED the powers of 2 that hold them.
+    Offsets are (N, GROUPS, POINTS, 2, Y * X). Samples, the points of all pixels, are numbered by
+    pixels first: attention is (N, HEADS, Y * X, POINTS), positions (N, GROUPS, Y * X, POINTS, 2).
 
 Shape shorthand:
     N: batch; H, W: input size; Y, X: output size
@@ -23,16 +30,15 @@ import triton.language as tl
 SIZES = ("H", "W", "Y", "X")
 
 
-def _pixel_tiles(*tiles: tuple[int, int]) -> list[triton.Config]:
-    """Configurations of (pixels of a program, warps)."""
-    return [triton.Config({"BLOCK_PIXELS": n}, num_warps=warps) for n, warps in tiles]
-
-
 @triton.jit
 def _step(input_size, output_size, COMPUTE: tl.constexpr):
     """Input pixels for each output pixel; 0 where the output has size 1."""
-    span = tl.where(output_size > 1, input_size - 1, 0)
-    return (span.to(tl.float64) / tl.maximum(output_size - 1, 1)).to(COMPUTE)
+    span = tl.where(output_size > 1, input_size - 1, 0).to(COMPUTE)
+    steps = tl.maximum(output_size - 1, 1).to(COMPUTE)
+    if COMPUTE == tl.float64:  # noqa: SIM300
+        return span / steps
+    else:
+        return tl.div_rn(span, steps)
 
 
 @triton.jit
@@ -42,18 +48,77 @@ def _geometry(H, W, Y, X, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def _position(
-    offsets, group, point, pixel, mask, geometry, POINTS: tl.constexpr, COMPUTE: tl.constexpr
+def _tile(
+    geometry, HEADS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr
 ):
-    """Where ``point`` of ``pixel`` is read, (y, x) in input pixels. Groups count over the batch."""
+    """What a program over pixels works on: batch, head and pixels.
+
+    Pixels are rows, columns, numbers and which of them exist, each (ROWS * COLUMNS,).
+    """
+    _, _, Y, X, _, _ = geometry
+    across = tl.cdiv(X, COLUMNS)
+    tiles = across * tl.cdiv(Y, ROWS)
+    tile = tl.program_id(0) % tiles
+    head = tl.program_id(0) // tiles % HEADS
+    batch = tl.program_id(0) // tiles // HEADS
+    i = tl.arange(0, ROWS * COLUMNS)
+    row = tile // across * ROWS + i // COLUMNS
+    column = tile % across * COLUMNS + i % COLUMNS
+    pixels = row, column, row.to(INDEX) * X + column, (row < Y) & (column < X)
+    return batch.to(INDEX), head, pixels
+
+
+@triton.jit
+def _channels(start, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """Channels from ``start`` on, (chunks, 1, channels of a chunk), and which of them exist.
+
+    Chunks have ``FULL`` channels, or as many as there are in a block.
+    """
+    CHUNK: tl.constexpr = FULL if FULL < BLOCK else BLOCK
+    chunk = tl.arange(0, BLOCK // CHUNK)[:, None, None]
+    channel = start + chunk * CHUNK + tl.arange(0, CHUNK)[None, None, :]
+    return channel, channel < WIDTH
+
+
+@triton.jit
+def _load_rows(source, index, mask, channels, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
+    """Channels of the positions ``index``: (chunks, positions, channels), 0 where masked."""
+    channel, channel_mask = channels
+    address = source + index[None, :, None] * CHANNELS + channel
+    return tl.load(address, mask=mask[None, :, None] & channel_mask, other=0).to(COMPUTE)
+
+
+@triton.jit
+def _map(
+    base, batch, first, pixels, channels, Y, X,
+    CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Addresses in a map (N, CHANNELS, Y, X), from channel ``first`` on, and which of them exist.
+
+    Each is (chunks, pixels, channels).
+    """
+    _, _, pixel, pixel_mask = pixels
+    channel, channel_mask = channels
+    channel = (first + channel).to(INDEX)
+    if CHANNELS_LAST:
+        address = base + (batch * (Y * X) + pixel[None, :, None]) * CHANNELS + channel
+    else:
+        address = base + (batch * CHANNELS + channel) * (Y * X) + pixel[None, :, None]
+    return address, pixel_mask[None, :, None] & channel_mask
+
+
+@triton.jit
+def _position(offsets, group, point, pixels, geometry, POINTS: tl.constexpr, COMPUTE: tl.constexpr):
+    """Where ``point`` of pixels is read, (y, x) in input pixels. Groups count over the batch."""
     _, _, Y, X, step_y, step_x = geometry
+    row, column, pixel, mask = pixels
     SIDE: tl.constexpr = int(POINTS**0.5)
     plane = offsets + (group * POINTS + point) * 2 * (Y * X) + pixel
     dy = tl.load(plane, mask=mask, other=0).to(COMPUTE)
     dx = tl.load(plane + Y * X, mask=mask, other=0).to(COMPUTE)
-    row = pixel // X + (point // SIDE - SIDE // 2)
-    column = pixel % X + (point % SIDE - SIDE // 2)
-    return (dy + row) * step_y, (dx + column) * step_x
+    y = (dy + (row + (point // SIDE - SIDE // 2))) * step_y
+    x = (dx + (column + (point % SIDE - SIDE // 2))) * step_x
+    return y, x
 
 
 @triton.jit
@@ -71,355 +136,442 @@ def _cell(y, x, geometry):
 
 
 @triton.jit
-def _load_rows(
-    source, index, mask, channel, channel_mask, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr
-):
-    """Channels of the positions ``index``: (positions, channels), 0 where masked."""
-    address = source + index[:, None] * CHANNELS + channel[None, :]
-    return tl.load(address, mask=mask[:, None] & channel_mask[None, :], other=0).to(COMPUTE)
-
-
-@triton.jit
 def _load_corners(
-    source, offsets, group, point, pixel, pixel_mask, channel, channel_mask, geometry,
-    POINTS: tl.constexpr, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr,
+    source, y, x, mask, channels, geometry,
+    CHANNELS: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Channels of the four corners around where ``point`` is read, row by row; 0 off the map.
+    """Channels of the four corners around (y, x), row by row; 0 off the map.
 
-    Each is (pixels, channels). Then the fractions of the way, in y and x, from the first corner.
+    Each is (chunks, pixels, channels). Then the fractions of the way, in y and x, from the first
+    corner.
     """
     H, W, _, _, _, _ = geometry
-    y, x = _position(offsets, group, point, pixel, pixel_mask, geometry, POINTS, COMPUTE)
     row, column, inside = _cell(y, x, geometry)
     # A coordinate less itself is 0, but NaN for NaN and infinity, which propagate.
     fraction_y = tl.where(inside, y - row, y - y)
     fraction_x = tl.where(inside, x - column, x - x)
-    above, below = inside & (row >= 0), inside & (row + 1 < H)
+    above, below = inside & mask & (row >= 0), inside & mask & (row + 1 < H)
     left, right = column >= 0, column + 1 < W
-    i = row.to(pixel.dtype) * W + column
+    i = row.to(INDEX) * W + column
     return (
-        _load_rows(source, i, above & left, channel, channel_mask, CHANNELS, COMPUTE),
-        _load_rows(source, i + 1, above & right, channel, channel_mask, CHANNELS, COMPUTE),
-        _load_rows(source, i + W, below & left, channel, channel_mask, CHANNELS, COMPUTE),
-        _load_rows(source, i + W + 1, below & right, channel, channel_mask, CHANNELS, COMPUTE),
+        _load_rows(source, i, above & left, channels, CHANNELS, COMPUTE),
+        _load_rows(source, i + 1, above & right, channels, CHANNELS, COMPUTE),
+        _load_rows(source, i + W, below & left, channels, CHANNELS, COMPUTE),
+        _load_rows(source, i + W + 1, below & right, channels, CHANNELS, COMPUTE),
         fraction_y,
         fraction_x,
     )
 
 
 @triton.jit
-def _interpolate(c00, c01, c10, c11, fraction_y, fraction_x):
-    """Bilinear interpolation between four corners."""
-    above = c00 * (1 - fraction_x) + c01 * fraction_x
-    below = c10 * (1 - fraction_x) + c11 * fraction_x
-    return above * (1 - fraction_y) + below * fraction_y
+def _add_interpolated(total, corners, scale):
+    """``total`` plus the bilinear interpolation between four corners times ``scale``, (pixels,)."""
+    c00, c01, c10, c11, fraction_y, fraction_x = corners
+    above, below = scale * (1 - fraction_y), scale * fraction_y
+    # One after the other, that each be a multiplication and addition in one.
+    total += c00 * (above * (1 - fraction_x))[None, :, None]
+    total += c01 * (above * fraction_x)[None, :, None]
+    total += c10 * (below * (1 - fraction_x))[None, :, None]
+    total += c11 * (below * fraction_x)[None, :, None]
+    return total
 
 
 @triton.jit
-def _interpolate_products(upstream, c00, c01, c10, c11, fraction_y, fraction_x):
+def _sum_channels(x):
+    """(chunks, pixels, channels) to (pixels,)."""
+    return tl.sum(tl.sum(x, axis=0), axis=1)
+
+
+@triton.jit
+def _interpolate_products(upstream, corners):
     """Sum over the channels of upstream * interpolated, and its derivatives by y and x.
 
     Each is (pixels,). Interpolation is linear: the products with the corners are all it takes.
     """
-    d00, d01 = tl.sum(upstream * c00, axis=1), tl.sum(upstream * c01, axis=1)
-    d10, d11 = tl.sum(upstream * c10, axis=1), tl.sum(upstream * c11, axis=1)
-    return (
-        _interpolate(d00, d01, d10, d11, fraction_y, fraction_x),
-        (d10 - d00) * (1 - fraction_x) + (d11 - d01) * fraction_x,
-        (d01 - d00) * (1 - fraction_y) + (d11 - d10) * fraction_y,
-    )
+    c00, c01, c10, c11, fraction_y, fraction_x = corners
+    d00, d01 = _sum_channels(upstream * c00), _sum_channels(upstream * c01)
+    d10, d11 = _sum_channels(upstream * c10), _sum_channels(upstream * c11)
+    above = d00 * (1 - fraction_x) + d01 * fraction_x
+    below = d10 * (1 - fraction_x) + d11 * fraction_x
+    by_x = (d01 - d00) * (1 - fraction_y) + (d11 - d10) * fraction_y
+    return above * (1 - fraction_y) + below * fraction_y, below - above, by_x
 
 
 @triton.jit
 def _load_bias(
-    bias, head, point, channel, mask,
+    bias, head, point, first, channels,
     POINTS: tl.constexpr, HEAD_DEPTH: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Bias of the keys, (1, channels), 0 where there is none; channels count within the head."""
+    """Bias of keys, (chunks, 1, channels), from ``first`` in the head on; 0 where there is none."""
+    channel, mask = channels
     if bias is None:
-        return tl.zeros((1, channel.shape[0]), COMPUTE)
+        return tl.zeros(channel.shape, COMPUTE)
     else:
-        address = bias + (head * POINTS + point) * HEAD_DEPTH + channel
-        return tl.load(address, mask=mask, other=0).to(COMPUTE)[None, :]
+        address = bias + (head * POINTS + point) * HEAD_DEPTH + first + channel
+        return tl.load(address, mask=mask, other=0).to(COMPUTE)
 
 
 @triton.jit
-def _select(table, index, which):
-    """Column ``which`` of a table (pixels, columns); ``index`` counts the columns."""
-    return tl.sum(tl.where(index[None, :] == which, table, 0.0), axis=1)
+def _table(pixels, POINTS: tl.constexpr, POINT_BLOCK: tl.constexpr):
+    """Of all samples of the pixels the numbers, and which exist, (pixels, POINT_BLOCK)."""
+    _, _, pixel, mask = pixels
+    point = tl.arange(0, POINT_BLOCK)[None, :]
+    return pixel[:, None] * POINTS + point, mask[:, None] & (point < POINTS)
 
 
 @triton.jit
-def _place(column, index, which):
-    """A table that is zero but for ``column``, which it has at ``which``."""
-    return tl.where(index[None, :] == which, column[:, None], 0.0)
+def _accumulate(address, value, mask, is_first):
+    """Add ``value`` to what lies there, or put it there.
+
+    Between two calls for the same addresses goes a barrier: several lanes hold a pixel.
+    """
+    tl.store(address, value + tl.load(address, mask=mask & (not is_first), other=0), mask=mask)
 
 
 @triton.jit
-def _program(geometry, HEADS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, INDEX: tl.constexpr):
-    """What a program over pixels works on: batch, head, pixels and which of these exist."""
-    _, _, Y, X, _, _ = geometry
-    blocks = tl.cdiv(Y * X, BLOCK_PIXELS)
-    program = tl.program_id(0)
-    pixel = (program % blocks) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    batch = (program // blocks // HEADS).to(INDEX)
-    head = program // blocks % HEADS
-    return batch, head, pixel.to(INDEX), pixel < Y * X
-
-
-@triton.jit
-def _attention(
-    query, key, offsets, bias, batch, head, pixel, pixel_mask, geometry,
+def _attend(
+    query, key, offsets, bias, attention, batch, head, pixels, geometry,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
-    KEY_WIDTH: tl.constexpr, SCALE: tl.constexpr,
-    POINT_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, COMPUTE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr, KEY_BLOCK: tl.constexpr, KEY_CHUNK: tl.constexpr, SCALE: tl.constexpr,
+    POINT_BLOCK: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Softmax over the points: (pixels, POINT_BLOCK), zero beyond POINTS."""
+    """Write ``attention``, (Y * X, POINTS): the softmax over the points of pixels."""
     H, W, Y, X, _, _ = geometry
+    _, _, pixel, mask = pixels
     HEAD_SLICES: tl.constexpr = SLICES // HEADS
     DEPTH: tl.constexpr = SLICES * KEY_WIDTH
-    points = tl.arange(0, POINT_BLOCK)
-    logits = tl.zeros((pixel.shape[0], POINT_BLOCK), COMPUTE)
     for local in range(HEAD_SLICES):
         piece = head * HEAD_SLICES + local
         group = batch * GROUPS + piece // (SLICES // GROUPS)
         queries = query + batch * (Y * X) * DEPTH + piece * KEY_WIDTH
         keys = key + batch * (H * W) * DEPTH + piece * KEY_WIDTH
         for start in range(0, KEY_WIDTH, KEY_BLOCK):
-            channel = start + tl.arange(0, KEY_BLOCK)
-            mask = channel < KEY_WIDTH
-            q = _load_rows(queries, pixel, pixel_mask, channel, mask, DEPTH, COMPUTE)
+            channels = _channels(start, KEY_WIDTH, KEY_BLOCK, KEY_CHUNK)
+            q = _load_rows(queries, pixel, mask, channels, DEPTH, COMPUTE)
             for point in range(POINTS):
-                c00, c01, c10, c11, fy, fx = _load_corners(
-                    keys, offsets, group, point, pixel, pixel_mask, channel, mask, geometry,
-                    POINTS, DEPTH, COMPUTE,
-                )  # fmt: skip
-                k = _interpolate(c00, c01, c10, c11, fy[:, None], fx[:, None]) + _load_bias(
-                    bias, head, point, local * KEY_WIDTH + channel, mask,
-                    POINTS, DEPTH // HEADS, COMPUTE,
-                )  # fmt: skip
-                logits += _place(tl.sum(q * k, axis=1), points, point)
-    logits = tl.where(points[None, :] < POINTS, logits * SCALE, float("-inf"))
+                y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
+                corners = _load_corners(keys, y, x, mask, channels, geometry, DEPTH, COMPUTE, INDEX)
+                b = _load_bias(
+                    bias, head, point, local * KEY_WIDTH, channels, POINTS, DEPTH // HEADS, COMPUTE
+                )
+                k = _add_interpolated(b, corners, 1.0)
+                logit = _sum_channels(q * k) * SCALE
+                is_first = local + start == 0
+                _accumulate(attention + pixel * POINTS + point, logit, mask, is_first)
+            tl.debug_barrier()
+    entry, entry_mask = _table(pixels, POINTS, POINT_BLOCK)
+    # Not -inf for pixels that do not exist: they would give NaN, which costs nothing but is ugly.
+    is_point = tl.arange(0, POINT_BLOCK)[None, :] < POINTS
+    logits = tl.load(attention + entry, mask=entry_mask, other=0.0)
+    logits = tl.where(is_point, logits, float("-inf"))
     weights = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    return weights / tl.sum(weights, axis=1)[:, None]
+    weights = weights / tl.sum(weights, axis=1)[:, None]
+    tl.store(attention + entry, weights, mask=entry_mask)
+    tl.debug_barrier()
 
 
-@triton.autotune(
-    configs=_pixel_tiles((16, 4), (8, 2), (16, 8), (32, 4), (32, 8), (64, 4)),
-    key=["KEY_WIDTH", "VALUE_WIDTH", "POINTS"],
-)
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    query, key, value, offsets, bias, output, channel_stride, pixel_stride, H, W, Y, X,
+    query, key, value, offsets, bias, attention, output, H, W, Y, X,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
-    KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, SCALE: tl.constexpr,
-    POINT_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    COMPUTE: tl.constexpr, INDEX: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+    KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    KEY_PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
+    SCALE: tl.constexpr, POINT_BLOCK: tl.constexpr, OUTPUT_CHANNELS_LAST: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, PASS_BYTES: tl.constexpr,
+    CHUNK_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """The output of a block of pixels and one head."""
+    """The output of a tile of pixels and one head."""
     geometry = _geometry(H, W, Y, X, COMPUTE)
     HEAD_SLICES: tl.constexpr = SLICES // HEADS
     CHANNELS: tl.constexpr = SLICES * VALUE_WIDTH
-    batch, head, pixel, pixel_mask = _program(geometry, HEADS, BLOCK_PIXELS, INDEX)
-    attention = _attention(
-        query, key, offsets, bias, batch, head, pixel, pixel_mask, geometry,
-        HEADS, GROUPS, SLICES, POINTS, KEY_WIDTH, SCALE, POINT_BLOCK, KEY_BLOCK, COMPUTE,
+    KEY_BYTES: tl.constexpr = key.dtype.element_ty.primitive_bitwidth // 8
+    VALUE_BYTES: tl.constexpr = value.dtype.element_ty.primitive_bitwidth // 8
+    KEY_FULL: tl.constexpr = PASS_BYTES // KEY_BYTES
+    VALUE_FULL: tl.constexpr = PASS_BYTES // VALUE_BYTES
+    KEY_BLOCK: tl.constexpr = KEY_FULL if KEY_FULL < KEY_PADDED else KEY_PADDED
+    VALUE_BLOCK: tl.constexpr = VALUE_FULL if VALUE_FULL < VALUE_PADDED else VALUE_PADDED
+
+    batch, head, pixels = _tile(geometry, HEADS, TILE_ROWS, TILE_COLUMNS, INDEX)
+    _, _, pixel, mask = pixels
+    attention += (batch * HEADS + head) * (Y * X) * POINTS
+    _attend(
+        query, key, offsets, bias, attention, batch, head, pixels, geometry,
+        HEADS, GROUPS, SLICES, POINTS, KEY_WIDTH, KEY_BLOCK, CHUNK_BYTES // KEY_BYTES, SCALE,
+        POINT_BLOCK, COMPUTE, INDEX,
     )  # fmt: skip
-    points = tl.arange(0, POINT_BLOCK)
     for local in range(HEAD_SLICES):
         piece = head * HEAD_SLICES + local
         group = batch * GROUPS + piece // (SLICES // GROUPS)
         values = value + batch * (H * W) * CHANNELS + piece * VALUE_WIDTH
         for start in range(0, VALUE_WIDTH, VALUE_BLOCK):
-            channel = start + tl.arange(0, VALUE_BLOCK)
-            mask = channel < VALUE_WIDTH
-            total = tl.zeros((BLOCK_PIXELS, VALUE_BLOCK), COMPUTE)
+            channels = _channels(start, VALUE_WIDTH, VALUE_BLOCK, CHUNK_BYTES // VALUE_BYTES)
+            total = tl.zeros((channels[0].shape[0], pixel.shape[0], channels[0].shape[2]), COMPUTE)
             for point in range(POINTS):
-                c00, c01, c10, c11, fy, fx = _load_corners(
-                    values, offsets, group, point, pixel, pixel_mask, channel, mask, geometry,
-                    POINTS, CHANNELS, COMPUTE,
-                )  # fmt: skip
-                v = _interpolate(c00, c01, c10, c11, fy[:, None], fx[:, None])
-                total += _select(attention, points, point)[:, None] * v
-            address = output + batch * (Y * X) * CHANNELS + pixel[:, None] * pixel_stride
-            address += (piece * VALUE_WIDTH + channel).to(INDEX)[None, :] * channel_stride
-            tl.store(address, total, mask=pixel_mask[:, None] & mask[None, :])
+                y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
+                corners = _load_corners(
+                    values, y, x, mask, channels, geometry, CHANNELS, COMPUTE, INDEX
+                )
+                weight = tl.load(attention + pixel * POINTS + point, mask=mask, other=0)
+                total = _add_interpolated(total, corners, weight)
+            address, address_mask = _map(
+                output, batch, piece * VALUE_WIDTH, pixels, channels, Y, X,
+                CHANNELS, OUTPUT_CHANNELS_LAST, INDEX,
+            )  # fmt: skip
+            tl.store(address, total, mask=address_mask)
 
 
-@triton.autotune(
-    configs=_pixel_tiles((16, 4), (8, 2), (8, 4), (16, 8), (32, 8), (64, 8)),
-    key=["KEY_WIDTH", "VALUE_WIDTH", "POINTS"],
-)
 @triton.jit(do_not_specialize=SIZES)
 def backward_pixels_kernel(
-    grad_output, query, key, value, offsets, bias, attention_map, grad_logits_map,
-    grad_offsets, grad_query, H, W, Y, X,
+    grad_output, query, key, value, offsets, bias,
+    attention, grad_logits, upstream, offset_shares,
+    grad_query, grad_offsets, H, W, Y, X,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
-    KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, SCALE: tl.constexpr,
-    POINT_BLOCK: tl.constexpr, SLOT_BLOCK: tl.constexpr,
-    KEY_BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    COMPUTE: tl.constexpr, INDEX: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+    KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    KEY_PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
+    SCALE: tl.constexpr, POINT_BLOCK: tl.constexpr, OUTPUT_CHANNELS_LAST: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, PASS_BYTES: tl.constexpr,
+    CHUNK_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """The gradients that belong to a block of pixels and one head: of its queries and offsets.
+    """The gradients that belong to a tile of pixels and one head: of its queries and offsets.
 
-    Writes what the other gradients need, too: the attention, and the gradient of q . (k + b). The
-    gradient of the offsets is the share of each slice, (N, SLICES, POINTS, 2, Y * X).
+    Writes what the gradients of key and value are gathered from, too: the attention and the
+    gradient of q . (k + b), (N, HEADS, Y * X, POINTS); unless ``grad_output`` is channels-last,
+    ``upstream``, which is the same and is.
+
+    The gradient of the offsets is the share of each slice, (N, SLICES, POINTS, 2, Y * X);
+    ``offset_shares`` is its like in the dtype of sums and may be the same.
     """
     geometry = _geometry(H, W, Y, X, COMPUTE)
+    _, _, _, _, step_y, step_x = geometry
     HEAD_SLICES: tl.constexpr = SLICES // HEADS
+    GROUP_SLICES: tl.constexpr = SLICES // GROUPS
     DEPTH: tl.constexpr = SLICES * KEY_WIDTH
     CHANNELS: tl.constexpr = SLICES * VALUE_WIDTH
-    batch, head, pixel, pixel_mask = _program(geometry, HEADS, BLOCK_PIXELS, INDEX)
-    attention = _attention(
-        query, key, offsets, bias, batch, head, pixel, pixel_mask, geometry,
-        HEADS, GROUPS, SLICES, POINTS, KEY_WIDTH, SCALE, POINT_BLOCK, KEY_BLOCK, COMPUTE,
+    KEY_BYTES: tl.constexpr = key.dtype.element_ty.primitive_bitwidth // 8
+    VALUE_BYTES: tl.constexpr = value.dtype.element_ty.primitive_bitwidth // 8
+    KEY_FULL: tl.constexpr = PASS_BYTES // KEY_BYTES
+    VALUE_FULL: tl.constexpr = PASS_BYTES // VALUE_BYTES
+    KEY_BLOCK: tl.constexpr = KEY_FULL if KEY_FULL < KEY_PADDED else KEY_PADDED
+    VALUE_BLOCK: tl.constexpr = VALUE_FULL if VALUE_FULL < VALUE_PADDED else VALUE_PADDED
+
+    batch, head, pixels = _tile(geometry, HEADS, TILE_ROWS, TILE_COLUMNS, INDEX)
+    _, _, pixel, mask = pixels
+    attention += (batch * HEADS + head) * (Y * X) * POINTS
+    grad_logits += (batch * HEADS + head) * (Y * X) * POINTS
+    _attend(
+        query, key, offsets, bias, attention, batch, head, pixels, geometry,
+        HEADS, GROUPS, SLICES, POINTS, KEY_WIDTH, KEY_BLOCK, CHUNK_BYTES // KEY_BYTES, SCALE,
+        POINT_BLOCK, COMPUTE, INDEX,
     )  # fmt: skip
-    points = tl.arange(0, POINT_BLOCK)
-    slots = tl.arange(0, SLOT_BLOCK)  # the points of all slices of the head
-    grad_attention = tl.zeros((BLOCK_PIXELS, POINT_BLOCK), COMPUTE)
-    grad_y = tl.zeros((BLOCK_PIXELS, SLOT_BLOCK), COMPUTE)
-    grad_x = tl.zeros((BLOCK_PIXELS, SLOT_BLOCK), COMPUTE)
 
+    # The gradient of the attention, for now in the place of that of the logits.
     for local in range(HEAD_SLICES):
         piece = head * HEAD_SLICES + local
-        group = batch * GROUPS + piece // (SLICES // GROUPS)
-        grads = grad_output + batch * (Y * X) * CHANNELS + piece * VALUE_WIDTH
+        group = batch * GROUPS + piece // GROUP_SLICES
         values = value + batch * (H * W) * CHANNELS + piece * VALUE_WIDTH
+        shares = (batch * SLICES + piece) * POINTS * 2 * (Y * X) + pixel
         for start in range(0, VALUE_WIDTH, VALUE_BLOCK):
-            channel = start + tl.arange(0, VALUE_BLOCK)
-            mask = channel < VALUE_WIDTH
-            g = _load_rows(grads, pixel, pixel_mask, channel, mask, CHANNELS, COMPUTE)
-            for point in range(POINTS):
-                c00, c01, c10, c11, fy, fx = _load_corners(
-                    values, offsets, group, point, pixel, pixel_mask, channel, mask, geometry,
-                    POINTS, CHANNELS, COMPUTE,
+            channels = _channels(start, VALUE_WIDTH, VALUE_BLOCK, CHUNK_BYTES // VALUE_BYTES)
+            address, address_mask = _map(
+                grad_output, batch, piece * VALUE_WIDTH, pixels, channels, Y, X,
+                CHANNELS, OUTPUT_CHANNELS_LAST, INDEX,
+            )  # fmt: skip
+            g = tl.load(address, mask=address_mask, other=0)
+            if not OUTPUT_CHANNELS_LAST:
+                address, address_mask = _map(
+                    upstream, batch, piece * VALUE_WIDTH, pixels, channels, Y, X,
+                    CHANNELS, True, INDEX,
                 )  # fmt: skip
-                product, by_y, by_x = _interpolate_products(g, c00, c01, c10, c11, fy, fx)
-                weight = _select(attention, points, point)
-                grad_attention += _place(product, points, point)
-                grad_y += _place(weight * by_y, slots, local * POINTS + point)
-                grad_x += _place(weight * by_x, slots, local * POINTS + point)
+                tl.store(address, g, mask=address_mask)
+            g = g.to(COMPUTE)
+            for point in range(POINTS):
+                y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
+                corners = _load_corners(
+                    values, y, x, mask, channels, geometry, CHANNELS, COMPUTE, INDEX
+                )
+                product, by_y, by_x = _interpolate_products(g, corners)
+                sample = pixel * POINTS + point
+                _accumulate(grad_logits + sample, product, mask, local + start == 0)
+                weight = tl.load(attention + sample, mask=mask, other=0)
+                share = offset_shares + shares + point * 2 * (Y * X)
+                _accumulate(share, weight * by_y * step_y, mask, start == 0)
+                _accumulate(share + Y * X, weight * by_x * step_x, mask, start == 0)
+            tl.debug_barrier()
 
-    mean = tl.sum(attention * grad_attention, axis=1)
-    grad_logits = attention * (grad_attention - mean[:, None]) * SCALE
-    entry = ((batch * HEADS + head) * POINTS + points[None, :]) * (Y * X) + pixel[:, None]
-    entry_mask = pixel_mask[:, None] & (points[None, :] < POINTS)
-    tl.store(attention_map + entry, attention, mask=entry_mask)
-    tl.store(grad_logits_map + entry, grad_logits, mask=entry_mask)
+    # Softmax: dL/dlogit = a * (dL/da - sum(a * dL/da)).
+    entry, entry_mask = _table(pixels, POINTS, POINT_BLOCK)
+    weights = tl.load(attention + entry, mask=entry_mask, other=0)
+    grads = tl.load(grad_logits + entry, mask=entry_mask, other=0)
+    mean = tl.sum(weights * grads, axis=1)[:, None]
+    grads = tl.where(entry_mask, weights * (grads - mean) * SCALE, 0.0)
+    tl.store(grad_logits + entry, grads, mask=entry_mask)
+    tl.debug_barrier()
 
     for local in range(HEAD_SLICES):
         piece = head * HEAD_SLICES + local
-        group = batch * GROUPS + piece // (SLICES // GROUPS)
+        group = batch * GROUPS + piece // GROUP_SLICES
         queries = query + batch * (Y * X) * DEPTH + piece * KEY_WIDTH
         keys = key + batch * (H * W) * DEPTH + piece * KEY_WIDTH
+        shares = (batch * SLICES + piece) * POINTS * 2 * (Y * X) + pixel
         for start in range(0, KEY_WIDTH, KEY_BLOCK):
-            channel = start + tl.arange(0, KEY_BLOCK)
-            mask = channel < KEY_WIDTH
-            q = _load_rows(queries, pixel, pixel_mask, channel, mask, DEPTH, COMPUTE)
-            total = tl.zeros((BLOCK_PIXELS, KEY_BLOCK), COMPUTE)
+            channels = _channels(start, KEY_WIDTH, KEY_BLOCK, CHUNK_BYTES // KEY_BYTES)
+            q = _load_rows(queries, pixel, mask, channels, DEPTH, COMPUTE)
+            total = tl.zeros(q.shape, COMPUTE)
+            is_last = start + KEY_BLOCK >= KEY_WIDTH
             for point in range(POINTS):
-                c00, c01, c10, c11, fy, fx = _load_corners(
-                    keys, offsets, group, point, pixel, pixel_mask, channel, mask, geometry,
-                    POINTS, DEPTH, COMPUTE,
-                )  # fmt: skip
-                _, by_y, by_x = _interpolate_products(q, c00, c01, c10, c11, fy, fx)
-                weight = _select(grad_logits, points, point)
-                grad_y += _place(weight * by_y, slots, local * POINTS + point)
-                grad_x += _place(weight * by_x, slots, local * POINTS + point)
-                k = _interpolate(c00, c01, c10, c11, fy[:, None], fx[:, None]) + _load_bias(
-                    bias, head, point, local * KEY_WIDTH + channel, mask,
-                    POINTS, DEPTH // HEADS, COMPUTE,
-                )  # fmt: skip
-                total += weight[:, None] * k
+                y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
+                corners = _load_corners(keys, y, x, mask, channels, geometry, DEPTH, COMPUTE, INDEX)
+                sample = pixel * POINTS + point
+                weight = tl.load(grad_logits + sample, mask=mask, other=0)
+                b = _load_bias(
+                    bias, head, point, local * KEY_WIDTH, channels, POINTS, DEPTH // HEADS, COMPUTE
+                )
+                total += weight[None, :, None] * b
+                total = _add_interpolated(total, corners, weight)
+                products = _interpolate_products(q, corners)
+                plane = shares + point * 2 * (Y * X)
+                by_y = tl.load(offset_shares + plane, mask=mask, other=0)
+                by_x = tl.load(offset_shares + plane + Y * X, mask=mask, other=0)
+                by_y += weight * products[1] * step_y
+                by_x += weight * products[2] * step_x
+                tl.store(offset_shares + plane, by_y, mask=mask & (not is_last))
+                tl.store(offset_shares + plane + Y * X, by_x, mask=mask & (not is_last))
+                tl.store(grad_offsets + plane, by_y, mask=mask & is_last)
+                tl.store(grad_offsets + plane + Y * X, by_x, mask=mask & is_last)
             address = grad_query + batch * (Y * X) * DEPTH + piece * KEY_WIDTH
-            address += pixel[:, None] * DEPTH + channel[None, :]
-            tl.store(address, total, mask=pixel_mask[:, None] & mask[None, :])
-
-    _, _, _, _, step_y, step_x = geometry
-    plane = (batch * HEADS + head) * HEAD_SLICES * POINTS + slots[None, :]
-    shares = grad_offsets + plane * 2 * (Y * X) + pixel[:, None]
-    slot_mask = pixel_mask[:, None] & (slots[None, :] < HEAD_SLICES * POINTS)
-    tl.store(shares, grad_y * step_y, mask=slot_mask)
-    tl.store(shares + Y * X, grad_x * step_x, mask=slot_mask)
+            address += pixel[None, :, None] * DEPTH + channels[0]
+            tl.store(address, total, mask=mask[None, :, None] & channels[1])
+            tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=SIZES)
-def cells_kernel(
-    offsets, cells, num_samples, H, W, Y, X,
-    POINTS: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr, BLOCK_SAMPLES: tl.constexpr,
+def backward_bias_kernel(
+    grad_logits, query, shares, H, W, Y, X,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
+    HEAD_DEPTH: tl.constexpr, POINT_BLOCK: tl.constexpr, DEPTH_BLOCK: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr, SPAN: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The number of the cell that each sample lies in, int32 (N, GROUPS, POINTS, Y * X).
+    """The share of a span of pixels in the gradient of the bias, of one head and some channels.
 
-    Cells are numbered row by row from the one that begins at (-1, -1), W + 1 in a row. Samples
-    whose cell has no corner on the map have the number after the last.
+    ``shares`` is (N * spans, HEADS, POINTS, HEAD_DEPTH).
+    """
+    spans = tl.cdiv(Y * X, SPAN)
+    first = tl.program_id(0) % spans * SPAN
+    head = tl.program_id(0) // spans % HEADS
+    program = tl.program_id(0) // spans // HEADS
+    BLOCKS: tl.constexpr = (HEAD_DEPTH + DEPTH_BLOCK - 1) // DEPTH_BLOCK
+    batch = (program // BLOCKS).to(INDEX)
+    channel = program % BLOCKS * DEPTH_BLOCK + tl.arange(0, DEPTH_BLOCK)[None, :]
+    point = tl.arange(0, POINT_BLOCK)[:, None]
+    grad_logits += (batch * HEADS + head) * (Y * X) * POINTS
+    query += batch * (Y * X) * (HEADS * HEAD_DEPTH) + head * HEAD_DEPTH
+    total = tl.zeros((POINT_BLOCK, DEPTH_BLOCK), COMPUTE)
+    for start in range(first, tl.minimum(first + SPAN, Y * X), PIXELS):
+        pixel = (start + tl.arange(0, PIXELS)).to(INDEX)
+        mask = (pixel < Y * X)[None, :] & (point < POINTS)
+        grads = tl.load(grad_logits + pixel[None, :] * POINTS + point, mask=mask, other=0)
+        mask = (pixel < Y * X)[:, None] & (channel < HEAD_DEPTH)
+        address = query + pixel[:, None] * (HEADS * HEAD_DEPTH) + channel
+        q = tl.load(address, mask=mask, other=0).to(COMPUTE)
+        total += tl.dot(grads, q, input_precision="ieee", out_dtype=COMPUTE)
+    share = (batch * spans + first // SPAN) * HEADS + head
+    address = shares + (share * POINTS + point) * HEAD_DEPTH + channel
+    tl.store(address, total, mask=(point < POINTS) & (channel < HEAD_DEPTH))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def samples_kernel(
+    offsets, positions, cells, H, W, Y, X,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
+    POINT_BLOCK: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """Where the samples are read: their positions, and the numbers of the cells that hold these.
+
+    Cells, (N, GROUPS, Y * X, POINTS), are numbered group by group and row by row from the one that
+    begins at (-1, -1), W + 1 in a row. Samples whose cell has no corner on the map have the number
+    after the last.
     """
     geometry = _geometry(H, W, Y, X, COMPUTE)
-    sample = tl.program_id(0).to(INDEX) * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
-    mask = sample < num_samples
-    plane, pixel = sample // (Y * X), sample % (Y * X)
-    y, x = _position(
-        offsets, plane // POINTS, plane % POINTS, pixel, mask, geometry, POINTS, COMPUTE
-    )  # fmt: skip
+    blocks = tl.cdiv(Y * X, PIXELS)
+    group = (tl.program_id(0) // blocks).to(INDEX)
+    pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)[:, None]
+    point = tl.arange(0, POINT_BLOCK)[None, :]
+    mask = (pixel < Y * X) & (point < POINTS)
+    pixels = pixel // X, pixel % X, pixel.to(INDEX), mask
+    y, x = _position(offsets, group, point, pixels, geometry, POINTS, COMPUTE)
     row, column, inside = _cell(y, x, geometry)
-    number = tl.where(inside, (row + 1) * (W + 1) + column + 1, (H + 1) * (W + 1))
-    tl.store(cells + sample, number, mask=mask)
+    cell = tl.where(inside, (row + 1) * (W + 1) + column + 1, (H + 1) * (W + 1))
+    cell += group * ((H + 1) * (W + 1) + 1)
+    sample = (group * (Y * X) + pixel) * POINTS + point
+    tl.store(positions + sample * 2, y, mask=mask)
+    tl.store(positions + sample * 2 + 1, x, mask=mask)
+    tl.store(cells + sample, cell, mask=mask)
 
 
-@triton.autotune(
-    configs=[
-        triton.Config({"BLOCK_SAMPLES": samples}, num_warps=warps)
-        for samples, warps in ((16, 2), (16, 1), (16, 4), (32, 2), (32, 4), (64, 4))
-    ],
-    key=["WIDTH", "POINTS"],
-)
 @triton.jit(do_not_specialize=SIZES)
 def backward_source_kernel(
-    coefficients, upstream, offsets, samples, cell_starts,
-    grad_source, channel_stride, pixel_stride, H, W, Y, X,
+    coefficients, upstream, positions, samples, cell_starts, grad_source, H, W, Y, X,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SLICES: tl.constexpr, POINTS: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    COMPUTE: tl.constexpr, INDEX: tl.constexpr, BLOCK_SAMPLES: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, SOURCE_CHANNELS_LAST: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr,
+    STRIP: tl.constexpr, SAMPLES: tl.constexpr, PASS_BYTES: tl.constexpr,
+    CHUNK_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of channels of the key, or the value, at one position of the map.
+    """The gradient of a block of channels of the key, or the value, at a strip of a row of the map.
 
-    Gathers from the samples in the four cells around the position: ``samples`` lists those of each
-    group by the numbers of their cells, and ``cell_starts`` says where each cell begins in the
-    list. A sample passes on ``upstream`` at its pixel times its coefficient: for the value the
-    gradient of the output and the attention, for the key the query and the gradient of the logits.
+    Walks along the strip from cell to cell and gathers the samples of the two that lie above one
+    another: ``samples`` lists all by the numbers of their cells, ``cell_starts`` says where each
+    cell begins in the list. Each passes on ``upstream`` at its pixel times its coefficient, to the
+    position on its left and to that on its right: for the value the gradient of the output and the
+    attention, for the key the query and the gradient of the logits.
     """
-    geometry = _geometry(H, W, Y, X, COMPUTE)
     CHANNELS: tl.constexpr = SLICES * WIDTH
+    ITEM_BYTES: tl.constexpr = upstream.dtype.element_ty.primitive_bitwidth // 8
+    FULL: tl.constexpr = PASS_BYTES // ITEM_BYTES
+    BLOCK: tl.constexpr = FULL if FULL < PADDED else PADDED
     BLOCKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
-    position = tl.program_id(0) % (H * W)
-    program = tl.program_id(0) // (H * W)
-    channel = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    mask = channel < WIDTH
+    strips = tl.cdiv(W, STRIP)
+    begin = tl.program_id(0) % strips * STRIP
+    row = tl.program_id(0) // strips % H
+    program = tl.program_id(0) // strips // H
+    channels = _channels(program % BLOCKS * BLOCK, WIDTH, BLOCK, CHUNK_BYTES // ITEM_BYTES)
     piece = program // BLOCKS % SLICES
     batch = (program // BLOCKS // SLICES).to(INDEX)
     group = batch * GROUPS + piece // (SLICES // GROUPS)
     head = batch * HEADS + piece // (SLICES // HEADS)
-    row, column = position // W, position % W
 
-    samples += group * POINTS * (Y * X)
-    coefficients += head * POINTS * (Y * X)
+    first_sample = group * (Y * X) * POINTS
+    coefficients += head * (Y * X) * POINTS
     upstream += batch * (Y * X) * CHANNELS + piece * WIDTH
-    cell_starts += group * ((H + 1) * (W + 1) + 1) + row * (W + 1) + column
-    total = tl.zeros((BLOCK,), COMPUTE)
-    for below in range(2):
-        # The cells to the left and the right of the position follow one another in the list.
-        first = cell_starts + below * (W + 1)
-        end = tl.load(first + 2)
-        for start in range(tl.load(first), end, BLOCK_SAMPLES):
-            entry = start + tl.arange(0, BLOCK_SAMPLES)
-            entry_mask = entry < end
-            sample = tl.load(samples + entry, mask=entry_mask, other=0).to(INDEX)
-            point, pixel = sample // (Y * X), sample % (Y * X)
-            y, x = _position(offsets, group, point, pixel, entry_mask, geometry, POINTS, COMPUTE)
-            weight = (1 - tl.abs(y - row)) * (1 - tl.abs(x - column))
-            weight *= tl.load(coefficients + sample, mask=entry_mask, other=0)
-            weight = tl.where(entry_mask, weight, 0.0)
-            rows = _load_rows(upstream, pixel, entry_mask, channel, mask, CHANNELS, COMPUTE)
-            total += tl.sum(weight[:, None] * rows, axis=0)
-    address = grad_source + batch * (H * W) * CHANNELS + position.to(INDEX) * pixel_stride
-    address += (piece * WIDTH + channel).to(INDEX) * channel_stride
-    tl.store(address, total, mask=mask)
+    cell_starts += group * ((H + 1) * (W + 1) + 1) + row * (W + 1)
+    left = tl.zeros((channels[0].shape[0], channels[0].shape[2]), COMPUTE)
+    for column in range(begin - 1, tl.minimum(begin + STRIP, W)):
+        right = tl.zeros(left.shape, COMPUTE)
+        above, below = cell_starts + column + 1, cell_starts + column + 1 + (W + 1)
+        first = tl.load(above).to(INDEX)
+        above_count = tl.load(above + 1).to(INDEX) - first
+        first_below = tl.load(below).to(INDEX)
+        count = above_count + tl.load(below + 1).to(INDEX) - first_below
+        for start in range(0, count, SAMPLES):
+            entry = start + tl.arange(0, SAMPLES)
+            mask = entry < count
+            entry += tl.where(entry < above_count, first, first_below - above_count)
+            sample = tl.load(samples + entry, mask=mask, other=0).to(INDEX)
+            y = tl.load(positions + sample * 2, mask=mask, other=0)
+            x = tl.load(positions + sample * 2 + 1, mask=mask, other=0)
+            sample = tl.where(mask, sample - first_sample, 0)
+            weight = tl.load(coefficients + sample, mask=mask, other=0) * (1 - tl.abs(y - row))
+            rows = _load_rows(upstream, sample // POINTS, mask, channels, CHANNELS, COMPUTE)
+            left += tl.sum((weight * (1 - (x - column)))[None, :, None] * rows, axis=1)
+            right += tl.sum((weight * (x - column))[None, :, None] * rows, axis=1)
+        channel = tl.reshape(channels[0], left.shape)
+        position = row * W + column
+        if SOURCE_CHANNELS_LAST:
+            address = (batch * (H * W) + position) * CHANNELS + piece * WIDTH + channel
+        else:
+            address = (batch * CHANNELS + piece * WIDTH + channel) * (H * W) + position
+        mask = (channel < WIDTH) & (column >= begin)
+        tl.store(grad_source + address, left, mask=mask)
+        left = right

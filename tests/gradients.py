@@ -1,9 +1,16 @@
-"""Whether a loss reaches every parameter of a model."""
+"""Checks of gradients."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from lda_aqu import LDAAQU
 from torch import Tensor, nn
+
+# Along random directions. On a GPU sums are in any order, and differ from one to the next.
+_OPTIONS = {"fast_mode": True, "nondet_tol": 1e-10}
+gradcheck = partial(torch.autograd.gradcheck, **_OPTIONS)
+gradgradcheck = partial(torch.autograd.gradgradcheck, **_OPTIONS)
 
 
 def unreached_parameters(model: nn.Module, loss: Callable[[], Tensor]) -> list[str]:
