@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def device(request) -> Iterator[torch.device]:
 def exact(device) -> dict[str, float]:
     """Tolerances of what is computed alike twice: none, but for a GPU's sums, in any order."""
     return {"rtol": 0, "atol": 0} if device.type == "cpu" else {}
+
+
+@pytest.fixture
+def inductor(device) -> None:
+    """Skip where torch.compile's default backend cannot run; it finds nothing compiled before."""
+    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("inductor finds no C++ compiler")
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from lda_aqu.engine import Checkpointer
 from lda_aqu.errors import InputError
 from lda_aqu.modeling import UpsamplerFPN
 from lda_aqu.upsamplers import GuidedUpsampler
+from torch import nn
 from torch.nn import functional as F
 
 RCNN = "build_resnet{}_fpn_backbone"
@@ -108,6 +109,15 @@ class Given(Backbone):
             name: ShapeSpec(channels=m.shape[1], stride=2**i)
             for i, (name, m) in enumerate(self.maps.items(), 2)
         }
+
+
+def test_compiles_with_inductor(inductor):
+    maps = [torch.randn(2, 8, *size) for size in ((9, 13), (5, 7))]
+    fpn = UpsamplerFPN(Given(maps), ["res2", "res3"], 16, lambda: LDAAQU(16))
+    nn.init.normal_(fpn.fpn_upsample2.conv_offset[3].weight, std=0.1)
+    with torch.no_grad():
+        actual, expected = torch.compile(fpn, fullgraph=True)(None), fpn(None)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_published_topology_matches_the_published_implementation(golden):

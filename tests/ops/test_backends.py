@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lda_aqu import LDAAQU
+from lda_aqu import LDAAQU, build_upsampler
 from lda_aqu.errors import InputError
-from lda_aqu.ops import BACKENDS, backends, reassemble
+from lda_aqu.ops import BACKENDS, backends, operator, reassemble
 from lda_aqu.ops.backends import choose_implementation
+from lda_aqu.upsamplers import GuidedUpsampler
 from paths import ROOT
+from torch.utils._pytree import tree_map_only
 
 pytestmark = pytest.mark.cpu
 
@@ -85,6 +87,26 @@ def test_plain_serves_where_a_backend_has_no_operator_and_says_so(monkeypatch, c
     assert caplog.messages == [
         "Reassembly on cpu: plain (plain PyTorch); not cpp: it does not compute this"
     ]
+
+
+def test_plain_pytorch_computes_on_the_device_of_its_inputs(monkeypatch):
+    """Not on the default one, which is the same in the other tests: here it is another."""
+    calls = []
+
+    def choose(backend: str, *call: object):
+        calls.append((choose_implementation("plain", *call), call[-1]))
+        return calls[-1][0]
+
+    monkeypatch.setattr(operator, "choose_implementation", choose)
+    for name in ("LDAAQU", "CARAFE", "SAPAB"):
+        module = build_upsampler(name, 16)
+        inputs = [X, torch.zeros(1, 16, 8, 8)][: 1 + isinstance(module, GuidedUpsampler)]
+        module(*inputs).sum().backward()
+    assert len({function for function, _ in calls}) == 9  # of reassembly 3, which are the gradients
+    for function, inputs in calls:
+        with torch.no_grad():
+            results = function(*tree_map_only(torch.Tensor, lambda t: t.to("meta"), inputs))
+        assert all(result.device.type == "meta" for result in results)
 
 
 def test_a_file_that_cannot_compute_a_call(monkeypatch, caplog):

@@ -161,6 +161,24 @@ def test_half_precision(dtype):
     assert (y.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
+def test_compiles_with_inductor_once_for_all_sizes(inductor):
+    module = randomized(in_channels=16)
+
+    def run(function, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.clone().requires_grad_()
+        y = function(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
+
+    def check(*size: int) -> None:
+        x = torch.randn(2, 16, *size)
+        torch.testing.assert_close(run(compiled, x), run(module, x), rtol=1e-4, atol=1e-3)
+
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    check(5, 7)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        check(9, 4)
+
+
 def test_autocast(device):
     module = randomized(in_channels=16, offset_range=2.0)
     x = torch.randn(1, 16, 6, 5)
