@@ -1,6 +1,7 @@
 """Runs that meet a fault: each ends with one clear line."""
 
 import errno
+import io
 import json
 import math
 import os
@@ -71,9 +72,9 @@ def test_annotations_that_are_gone_or_changed_when_they_are_needed(
     for content in ("", "{"):
         if content:
             annotations.write_text(content)
-        with pytest.raises(InputError, match="dataset tiny cannot be read any more: "):
+        with pytest.raises(InputError, match="dataset tiny: .* cannot be read: "):
             Trainer.build_evaluator(cfg, "tiny")
-        with pytest.raises(InputError, match="dataset tiny cannot be read any more: "):
+        with pytest.raises(InputError, match="dataset tiny: .* cannot be read: "):
             Trainer.build_test_loader(cfg, "tiny")
 
 
@@ -115,10 +116,19 @@ def test_a_fault_of_a_file_is_one_line_of_any_command(capsys):
         write(errno.EBADF)
 
 
+class FullDisk(io.BytesIO):
+    """A file for which there is room for small writes alone."""
+
+    def write(self, data: bytes) -> int:
+        if len(data) > 1000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
 def test_a_full_disk_under_torchs_writer_is_one_line():
     """As Detectron2's evaluator saves predictions."""
-    with pytest.raises((OSError, RuntimeError)) as raised, open("/dev/full", "wb") as file:
-        torch.save({"a": torch.zeros(1_000_000)}, file)
+    with pytest.raises(RuntimeError, match="unexpected pos") as raised:
+        torch.save({"a": torch.zeros(1000)}, FullDisk())
     assert mistake_in(raised.value) == "No space left on device"
 
 

@@ -9,7 +9,7 @@ import torch
 from lda_aqu import LDAAQU
 from lda_aqu.ops import triton as backend
 from lda_aqu.ops.plain import attention as plain
-from lda_aqu.ops.triton import attention, launch
+from lda_aqu.ops.triton import attention, configurations, launch
 
 pytestmark = pytest.mark.cpu
 
@@ -81,11 +81,11 @@ def set_blocks(monkeypatch, side: int, samples: int, channels: int) -> None:
     """Tiles of ``side`` squared pixels, strips of ``side`` positions, and so many channels."""
     bytes_ = channels * torch.float64.itemsize
     blocks = {"PASS_BYTES": bytes_, "CHUNK_BYTES": max(bytes_ // 2, 8)}
-    pixels = launch.Row(blocks | {"TILE_ROWS": side, "TILE_COLUMNS": side})
-    source = launch.Row(blocks | {"STRIP": side, "SAMPLES": samples})
-    monkeypatch.setitem(launch.TABLE, "forward_kernel", (pixels,))
-    monkeypatch.setitem(launch.TABLE, "backward_pixels_kernel", (pixels,))
-    monkeypatch.setitem(launch.TABLE, "backward_source_kernel", (source,))
+    pixels = configurations.Row(blocks | {"TILE_ROWS": side, "TILE_COLUMNS": side})
+    source = configurations.Row(blocks | {"STRIP": side, "SAMPLES": samples})
+    monkeypatch.setitem(configurations.TABLE, "forward_kernel", (pixels,))
+    monkeypatch.setitem(configurations.TABLE, "backward_pixels_kernel", (pixels,))
+    monkeypatch.setitem(configurations.TABLE, "backward_source_kernel", (source,))
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,9 @@ def test_small_blocks(monkeypatch):
     """
     set_blocks(monkeypatch, side=2, samples=4, channels=2)
     monkeypatch.setattr(attention, "BIAS_SPAN", 4)
-    monkeypatch.setitem(launch.TABLE, "backward_bias_kernel", (launch.Row({"PIXELS": 2}),))
+    monkeypatch.setitem(
+        configurations.TABLE, "backward_bias_kernel", (configurations.Row({"PIXELS": 2}),)
+    )
     assert_same(draw((1, 1, 1, 3, 5, 1, (2, 5), (3, 5), True)), rtol=1e-10, atol=1e-12)
     assert_same(draw((1, 2, 1, 6, 6, 1, (1, 3), (1, 2), True)), rtol=1e-10, atol=1e-12)
 

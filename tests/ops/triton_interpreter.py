@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lda_aqu.ops.triton import configurations, launch
+from lda_aqu.ops.triton import configurations
 from triton.runtime import interpreter
 
 DOUBLE = torch.float64
@@ -17,7 +17,7 @@ def set_blocks(monkeypatch, **sizes: int) -> None:
     """One row for each kernel, with blocks of these sizes where it has any of that name."""
     for kernel, (*_, row) in list(configurations.TABLE.items()):
         blocks = {name: sizes.get(name, size) for name, size in row.blocks.items()}
-        monkeypatch.setitem(launch.TABLE, kernel, (replace(row, blocks=blocks),))
+        monkeypatch.setitem(configurations.TABLE, kernel, (replace(row, blocks=blocks),))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -224,9 +225,7 @@ def _check_classes(cfg: CfgNode, name: str, kind: str, key: str, seen: Classes) 
     classes = MetadataCatalog.get(name).get(kind)
     if classes is None:
         return
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
+    node = attrgetter(key)(cfg)
     shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
     if len(classes) != node:
         raise InputError(

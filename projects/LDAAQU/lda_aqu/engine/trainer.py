@@ -18,7 +18,7 @@ from torch import distributed, nn
 
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
-from ..errors import MISFITS, as_input_error, mistake_in, shorten
+from ..errors import mistake_in, shorten
 from ..evaluation import build_evaluator, primary_metric
 from .accumulating_trainer import AccumulatingTrainer
 from .checkpoint import Checkpointer
@@ -172,8 +172,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
         """The images of a test dataset one at a time."""
-        with as_input_error(f"dataset {dataset_name} cannot be read any more", OSError, *MISFITS):
-            return EvaluationLoader(cfg, dataset_name)
+        return EvaluationLoader(cfg, dataset_name)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -183,8 +182,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a dataset: see :func:`lda_aqu.evaluation.build_evaluator`."""
-        with as_input_error(f"dataset {dataset_name} cannot be read any more", OSError, *MISFITS):
-            return build_evaluator(cfg, dataset_name)
+        return build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(

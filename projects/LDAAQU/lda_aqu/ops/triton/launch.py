@@ -1,7 +1,7 @@
 """How the kernels of this folder are launched: which blocks, warps and stages, on which device.
 
-:data:`TABLE` is where these are chosen: nothing is measured when a kernel is first called, and
-nothing is compiled anew for another size of maps. Where the environment variable
+:data:`.configurations.TABLE` is where these are chosen: nothing is measured when a kernel is first
+called, and nothing is compiled anew for another size of maps. Where the environment variable
 ``LDA_AQU_TRITON_TUNE`` is 1, all rows of a kernel are timed instead at the first call with each set
 of dtypes and widths; Triton keeps the fastest on disk, beside its compiled kernels. With
 ``torch.use_deterministic_algorithms(True)`` the table decides in any case: blocks order sums.
@@ -10,7 +10,6 @@ of dtypes and widths; Triton keeps the fastest on disk, beside its compiled kern
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache, reduce
 from typing import Any
 
@@ -20,69 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import is_interpreted
+from .configurations import TABLE, Row
 
 MAX_INT32_ELEMENTS = 2**31  # tensors with fewer are addressed in 32 bits
-
-
-@dataclass(frozen=True)
-class Row:
-    """A configuration of a kernel, and for which calls it is meant."""
-
-    blocks: dict[str, int] = field(default_factory=dict)
-    """Values of the kernel's parameters that are chosen here."""
-    num_warps: int = 4
-    num_stages: int = 1
-    max_registers: int | None = None
-    """Of a thread. Left to choose, the compiler for NVIDIA's GPUs may spill some to save others."""
-    max_itemsize: int = 8
-    """Bytes of an element of what is read, at most."""
-    max_width: int = 2**31
-    """Channels of what is read, at most."""
-    min_capability: tuple[int, int] = (0, 0)
-    """Of an NVIDIA GPU; for all others, and the interpreter, this is (0, 0)."""
-
-    def config(self) -> triton.Config:
-        """The same as Triton has it."""
-        return triton.Config(
-            self.blocks,
-            num_warps=self.num_warps,
-            num_stages=self.num_stages,
-            maxnreg=self.max_registers,
-        )
-
-
-HALF = 2
-"""Bytes of an element in half precision."""
-
-# Chosen by what the compiler makes of them for sm_90 at 256 channels: none spills registers.
-_PIXELS = (
-    # Tiles of pixels by rows and columns, the latter so that a row is at least 32 bytes of a map;
-    # channels at once; and of these, those that lie side by side for the lanes of one pixel.
-    Row(
-        {"TILE_ROWS": 8, "TILE_COLUMNS": 16, "PASS_BYTES": 256, "CHUNK_BYTES": 64},
-        num_warps=16,
-        max_itemsize=HALF,
-        min_capability=(8, 0),
-    ),
-    Row(
-        {"TILE_ROWS": 4, "TILE_COLUMNS": 16, "PASS_BYTES": 512, "CHUNK_BYTES": 128},
-        num_warps=16,
-        max_registers=128,
-        min_capability=(8, 0),
-    ),
-    Row({"TILE_ROWS": 4, "TILE_COLUMNS": 16, "PASS_BYTES": 256, "CHUNK_BYTES": 64}, num_warps=8),
-)
-
-TABLE: dict[str, tuple[Row, ...]] = {
-    "forward_kernel": _PIXELS,
-    "backward_pixels_kernel": _PIXELS,
-    "samples_kernel": (Row({"PIXELS": 64}),),
-    "backward_bias_kernel": (Row({"PIXELS": 64}),),
-    "backward_source_kernel": (
-        Row({"PASS_BYTES": 512, "CHUNK_BYTES": 128, "STRIP": 8, "SAMPLES": 16}, num_warps=1),
-    ),
-}
-"""By the kernel's name; of its rows the first that is meant for a call is taken."""
 
 
 def launch(
@@ -113,7 +52,7 @@ def launch(
 
 
 def choose(kernel: str, itemsize: int, width: int, capability: tuple[int, int]) -> Row:
-    """The row of :data:`TABLE` for a call."""
+    """The row of the table for a call."""
     return next(
         row
         for row in TABLE[kernel]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import configurations  # noqa: F401  fills the table
 from .launch import launch, triton_dtype
 from .tiles import sum_parts_kernel
 

@@ -140,10 +140,11 @@ struct Backward : Scatter<T> {
                 weighted_sum<T>(scratch.tap_weights + i, rows, taps.cell + i, num_points,
                                 segment.length(), grad_query + i * p.depth + at);
             if (this->bias) {
-                const int64_t width = p.depth / p.heads;
-                const T* const bias = this->bias + segment.head * num_points * width + at % width;
+                const int64_t head_width = p.depth / p.heads;
+                const T* const bias =
+                    this->bias + segment.head * num_points * head_width + at % head_width;
                 for (int64_t i = 0; i < s.width; ++i)
-                    add_rows(factor + i, kStrip, bias, width, num_points, segment.length(),
+                    add_rows(factor + i, kStrip, bias, head_width, num_points, segment.length(),
                              grad_query + i * p.depth + at);
             }
             at = segment.end;
@@ -152,12 +153,12 @@ struct Backward : Scatter<T> {
 
     // bias_sum (heads, k², d / heads) += the gradients of the logits x the queries of the strip.
     void add_bias_sum(const Strip& s, const T* q, const T* g, T* bias_sum) const {
-        const int64_t width = p.depth / p.heads;
+        const int64_t head_width = p.depth / p.heads;
         for (int64_t head = 0; head < p.heads; ++head)
             for (int64_t n = 0; n < num_points; ++n) {
                 const T* const factor = g + head * table_size + n * kStrip;
-                add_rows(factor, 1, q + head * width, p.depth, s.width, width,
-                         bias_sum + (head * num_points + n) * width);
+                add_rows(factor, 1, q + head * head_width, p.depth, s.width, head_width,
+                         bias_sum + (head * num_points + n) * head_width);
             }
     }
 

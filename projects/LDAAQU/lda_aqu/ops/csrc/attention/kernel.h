@@ -158,19 +158,20 @@ struct Kernel {
 
     // From a map (N, C, H, W).
     void copy_map(const T* source, const int64_t* stride, const GroupedMap<T>& map) const {
-        const int64_t width = map.channels / p.groups, rows = bordered_height();
-        const int64_t row_size = bordered_width() * width;
+        const int64_t group_width = map.channels / p.groups, rows = bordered_height();
+        const int64_t row_size = bordered_width() * group_width;
 #pragma omp parallel for num_threads(static_cast<int>(p.threads)) schedule(static)
         for (int64_t row = 0; row < p.batch * rows; ++row) {
             const int64_t n = row / rows, y = row % rows - 1;
             const bool inside = y >= 0 && y < p.in_height;
             for (int64_t group = 0; group < p.groups; ++group) {
                 T* const target = map.data + ((n * p.groups + group) * rows + y + 1) * row_size;
-                for (int64_t i = 0; i < (inside ? width : row_size); ++i) target[i] = 0;
+                for (int64_t i = 0; i < (inside ? group_width : row_size); ++i) target[i] = 0;
                 if (inside)
-                    load_pixels(source + n * stride[0] + group * width * stride[1] + y * stride[2],
-                                stride[1], stride[3], p.in_width, width, target + width, width,
-                                stride[2]);
+                    load_pixels(
+                        source + n * stride[0] + group * group_width * stride[1] + y * stride[2],
+                        stride[1], stride[3], p.in_width, group_width, target + group_width,
+                        group_width, stride[2]);
             }
         }
     }
@@ -250,11 +251,11 @@ struct Kernel {
 
     // Where the channels of a segment are.
     CornerRows<T> rows_of(const GroupedMap<T>& map, int64_t n, const Segment& segment) const {
-        const int64_t width = map.channels / p.groups;
-        const T* const above = map.data + segment.begin % width +
-                               (n * p.groups + segment.group) * bordered_pixels() * width;
-        const T* const below = above + bordered_width() * width;
-        return {{above, above + width, below, below + width}, width};
+        const int64_t group_width = map.channels / p.groups;
+        const T* const above = map.data + segment.begin % group_width +
+                               (n * p.groups + segment.group) * bordered_pixels() * group_width;
+        const T* const below = above + bordered_width() * group_width;
+        return {{above, above + group_width, below, below + group_width}, group_width};
     }
 
     // tap_weights (4, k², kStrip) = factors (k², kStrip) x the weights of the corners.
@@ -279,11 +280,12 @@ struct Kernel {
 
     // logits (heads, k², kStrip) += q . bias.
     void add_bias_dots(const Strip& s, const T* q, T* transposed_query, T* logits) const {
-        const int64_t width = p.depth / p.heads;
+        const int64_t head_width = p.depth / p.heads;
         transpose(q, p.depth, s.width, p.depth, transposed_query, kStrip, p.out_width * p.depth);
         for (int64_t head = 0; head < p.heads; ++head)
-            add_products(bias + head * num_points * width, transposed_query + head * width * kStrip,
-                         num_points, width, logits + head * table_size);
+            add_products(bias + head * num_points * head_width,
+                         transposed_query + head * head_width * kStrip, num_points, head_width,
+                         logits + head * table_size);
     }
 
     // dots (segments, k², 4, kStrip) = x . the map at the corners of each tap; sums (heads, k²,

@@ -105,11 +105,11 @@ struct Scatter : Kernel<T> {
     // Appends the slices of a unit whose channels begin at channel `begin` of the group.
     Slice* add_slices(int64_t channels, bool is_value, int64_t group, int64_t begin,
                       Slice* slices) const {
-        const int64_t width = channels / p.groups;
-        const int64_t end = min(begin + (is_value ? unit_values : unit_keys), width);
+        const int64_t group_width = channels / p.groups;
+        const int64_t end = min(begin + (is_value ? unit_values : unit_keys), group_width);
         for (int64_t at = begin; at < end;) {
-            Segment segment = segment_at(group * width + at, channels, p);
-            segment.end = min(segment.end, group * width + end);
+            Segment segment = segment_at(group * group_width + at, channels, p);
+            segment.end = min(segment.end, group * group_width + end);
             *slices++ = {segment, is_value, at - begin + (is_value ? 0 : unit_values)};
             at += segment.length();
         }
