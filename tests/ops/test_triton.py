@@ -16,9 +16,7 @@ from lda_aqu.ops import triton as backend
 from lda_aqu.ops.triton import attention, launch
 from paths import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import mangle_type
+from triton_compiler import GFX942, SM_80, bytes_on_the_stack, compile_for, record_launches
 
 pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
 
@@ -42,17 +40,8 @@ def test_under_the_interpreter():
 
 @pytest.fixture
 def launches(monkeypatch):
-    """What is launched, (kernel, arguments by name, compile options), in the place of launching."""
-    recorded = []
-
-    def record(kernel, *arguments, grid, warmup, **constants):
-        values = dict(zip(kernel.arg_names, arguments, strict=False))
-        options = {k: v for k, v in constants.items() if k not in kernel.arg_names}
-        values |= {k: v for k, v in constants.items() if k in kernel.arg_names}
-        recorded.append((kernel, values, options))
-
-    monkeypatch.setattr(triton.JITFunction, "run", record)
-    return recorded
+    """What is launched, in the place of launching it."""
+    return record_launches(monkeypatch)
 
 
 class Calls(TorchDispatchMode):
@@ -87,28 +76,6 @@ def run(*shapes) -> None:
     attention.local_deformable_attention_backward([output], *inputs)
 
 
-def compile_for(target: GPUTarget, kernel: triton.JITFunction, values: dict, options: dict) -> dict:
-    """Compile as Triton would at a launch with these values."""
-    constants = {
-        p.name: values[p.name]
-        for p in kernel.params
-        if p.is_constexpr
-        or values[p.name] is None
-        or (isinstance(values[p.name], int) and values[p.name] == 1 and not p.do_not_specialize)
-    }
-    signature = {
-        name: "constexpr" if name in constants else mangle_type(values[name])
-        for name in kernel.arg_names
-    }
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(signature.values())
-        if kind.startswith("*")
-    }
-    source = ASTSource(kernel, signature, constants, aligned)
-    return triton.compile(source, target=target, options=options).asm
-
-
 @pytest.fixture
 def launched_as_on(monkeypatch, tmp_path):
     """Let the table of launches choose for a GPU of this capability."""
@@ -123,25 +90,17 @@ def test_spills_no_registers(launches, launched_as_on, tmp_path, depth, dtype):
     """On Hopper, at the widths of the shipped configurations."""
     launched_as_on((9, 0))
     run(1, 2, depth, 256, dtype, True)
-    for kernel, *rest in launches:
-        binary = tmp_path / "kernel.cubin"
-        binary.write_bytes(compile_for(GPUTarget("cuda", 90, 32), kernel, *rest)["cubin"])
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        assert "STACK:0 " in usage and "LOCAL:0 " in usage, f"{kernel.__name__}: {usage}"
+    stacks = {launched[0].__name__: bytes_on_the_stack(launched, tmp_path) for launched in launches}
+    assert stacks == dict.fromkeys(stacks, 0)
 
 
 @needs_compiler
 @pytest.mark.parametrize(
     "target, binary, shapes, max_int32_elements",
     [
-        (GPUTarget("cuda", 80, 32), "cubin", (2, 1, 4, 2, torch.float64, True), 0),
-        (GPUTarget("cuda", 80, 32), "cubin", (2, 3, 6, 12, torch.bfloat16, False), 2**31),
-        (GPUTarget("hip", "gfx942", 64), "hsaco", (1, 2, 16, 64, torch.float16, True), 2**31),
+        (SM_80, "cubin", (2, 1, 4, 2, torch.float64, True), 0),
+        (SM_80, "cubin", (2, 3, 6, 12, torch.bfloat16, False), 2**31),
+        (GFX942, "hsaco", (1, 2, 16, 64, torch.float16, True), 2**31),
     ],
     ids=["sm_80 float64, 64-bit", "sm_80 bfloat16", "gfx942 float16"],
 )
@@ -153,7 +112,7 @@ def test_compiles(
     monkeypatch.setattr(launch, "MAX_INT32_ELEMENTS", max_int32_elements)
     run(*shapes)
     for launched in launches:
-        assert compile_for(target, *launched)[binary]
+        assert compile_for(target, launched).asm[binary]
 
 
 @needs_compiler

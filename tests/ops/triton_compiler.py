@@ -56,11 +56,14 @@ def compile_for(target: GPUTarget, launch: Launch) -> CompiledKernel:
     return triton.compile(source, target=target, options=options)
 
 
-def bytes_on_the_stack(compiled: CompiledKernel, folder: Path) -> int:
-    """Of a thread; registers that do not suffice are spilled there."""
+def bytes_on_the_stack(launch: Launch, folder: Path) -> int:
+    """Of a thread on Hopper; what registers do not hold is spilled there."""
     binary = folder / "kernel.cubin"
-    binary.write_bytes(compiled.asm["cubin"])
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [program, "--dump-resource-usage", binary]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return sum(map(int, re.search(r"STACK:(\d+) .*LOCAL:(\d+)", usage).groups()))
+    binary.write_bytes(compile_for(SM_90, launch).asm["cubin"])
+    usage = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))

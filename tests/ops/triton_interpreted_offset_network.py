@@ -15,6 +15,8 @@ from triton_interpreter import (
     set_blocks,
 )
 
+pytestmark = pytest.mark.cpu
+
 # batch, groups, channels of a group, height, width, k_e, k_u, offset range, size of the query
 # before it is resized, or None where it is not
 SHAPES = {

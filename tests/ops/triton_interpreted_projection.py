@@ -15,6 +15,8 @@ from triton_interpreter import (
     set_blocks,
 )
 
+pytestmark = pytest.mark.cpu
+
 # batch, channels, height, width, channels of the projections
 SHAPES = {
     "default": (1, 8, 3, 5, (2, 3)),

@@ -15,6 +15,8 @@ from triton_interpreter import (
     set_blocks,
 )
 
+pytestmark = pytest.mark.cpu
+
 # input size, output size, k, groups
 SHAPES = [
     ((2, 3), (4, 6), 3, 2),
