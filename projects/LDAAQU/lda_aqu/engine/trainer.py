@@ -217,11 +217,16 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
 @contextmanager
 def _no_traceback_of_mistakes() -> Iterator[None]:
-    """Keep Detectron2's training loop from logging tracebacks of errors that are reported."""
+    """Keep Detectron2's training loop from logging tracebacks of errors that are reported.
+
+    So is, by the process that has started it, the end of another process, which this one then
+    finds gone.
+    """
 
     def keep(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return error is None or mistake_in(error) is None
+        lost_another = comm.get_world_size() > 1 and "by peer" in str(error)  # as gloo says it
+        return error is None or (mistake_in(error) is None and not lost_another)
 
     loop_logger = logging.getLogger("detectron2.engine.train_loop")
     loop_logger.addFilter(keep)
