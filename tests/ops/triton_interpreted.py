@@ -221,8 +221,9 @@ def test_empty_batch():
     assert_same(draw((0, 1, 1, 2, 2, 1, (2, 2), (3, 3), True)), rtol=0, atol=0)
 
 
+@pytest.mark.slow  # TRITON_INTERPRET=1 pytest -m slow tests/ops/triton_interpreted.py
 def test_matches_the_published_implementation(golden, monkeypatch):
-    """The small variant's module, with the operator of Triton in it."""
+    """The small variant's module, all of it in Triton."""
     set_blocks(monkeypatch, side=32, samples=1024, channels=256)
     reference = golden("lite_c64_r16")
     module = LDAAQU(64, reduction=16, backend="triton").double()
