@@ -25,7 +25,8 @@ def loops(x, weight, bias, scale: int, overlap: int) -> np.ndarray:
 def test_matches_the_loops(scale, overlap):
     module = randomized("Deconv", 3, scale, overlap=overlap).double()
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    expected = loops(x, *(p.numpy(force=True) for p in module.parameters()), scale, overlap)
+    weights = (p.numpy(force=True) for p in module.parameters())
+    expected = loops(x.numpy(force=True), *weights, scale, overlap)
     assert expected.shape == (2, 3, 4 * scale, 5 * scale)
     torch.testing.assert_close(module(x).detach(), torch.as_tensor(expected))
 
