@@ -101,7 +101,7 @@ def test_loss_falls(build, name):
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
     with EventStorage():
-        for _ in range(20):
+        for _ in range(12):
             value = loss()
             optimizer.zero_grad()
             value.backward()
