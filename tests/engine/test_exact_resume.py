@@ -26,7 +26,7 @@ def started(output: Path) -> bool:
     [
         (33, ()),
         # The scale of the losses is part of the state, and an iteration draws two batches.
-        (7, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2)),
+        (10, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2)),
     ],
     ids=["plain", "accumulated in float16"],
 )
