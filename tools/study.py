@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on", file=sys.stderr)
         return 130
-    if study.gather():
+    if study.record():
         write_report([args.output / "results.json"], args.output)
     if failed:
         print(f"{len(failed)} runs failed, see", *failed, sep="\n", file=sys.stderr)

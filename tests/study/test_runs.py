@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,19 @@ def test_runs_in_pairs_and_once(study):
         *[("Nearest", "3", False)],
     ]
     assert len(read(first.output / "results.json")) == 7
+
+
+def test_another_machine_goes_on_from_the_results(study, tmp_path):
+    run(study(), "1-2")
+    other = study("CARAFE", "Nearest", baseline="CARAFE", output=tmp_path / "other")
+    other.output.mkdir()
+    shutil.copy(tmp_path / "study" / "results.json", other.output)
+    run(other, "2-3")
+    assert calls(other) == [("CARAFE", "2", False), ("CARAFE", "3", False), ("Nearest", "3", False)]
+    assert {result["baseline"] for result in read(other.output / "results.json")} == {"CARAFE"}
+    changed = study(output=other.output, opts=("SOLVER.MAX_ITER", "80"))
+    with pytest.raises(InputError, match="options SOLVER.MAX_ITER 40, not SOLVER.MAX_ITER 80"):
+        changed.prepare()
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(study, capsys):

@@ -1,6 +1,5 @@
 """What a study compares, and the runs that it takes."""
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from ..engine.config_merge import config_items
 from ..errors import InputError
 from ..upsampler_arguments import parse_upsampler, upsampler_keys
 from ..upsamplers import UPSAMPLER_REGISTRY, GuidedUpsampler
-from .results import Result, write_json
+from .results import Result, read_results, write_json
 
 COMPARED = "compared"
 """In the config of a study, in the place of the upsampler's name."""
@@ -39,11 +38,6 @@ class Run:
     upsampler: str
     seed: int
     folder: Path
-
-    @property
-    def result(self) -> Path:
-        """The file that is there once the run is complete."""
-        return self.folder / "result.json"
 
     @property
     def log(self) -> Path:
@@ -95,6 +89,7 @@ class Study:
             raise InputError("DATASETS.TEST is empty: name a dataset to compare on")
         check_weights(cfg)
         check_datasets(cfg, train=True)
+        self.results()
         self._claim_output(cfg)
         return cfg
 
@@ -115,12 +110,30 @@ class Study:
             *("SEED", str(run.seed), "OUTPUT_DIR", str(run.folder)),
         ]
 
-    def gather(self) -> list[Result]:
-        """Write the results of all runs in the folder, of earlier calls too, as results.json."""
-        found = [json.loads(p.read_text()) for p in self.output.glob("*/seed_*/result.json")]
-        found.sort(key=lambda result: (result["upsampler"], result["seed"]))
-        results = [result | {"baseline": self.baseline} for result in found]
-        write_json(self.output / "results.json", results)
+    def results(self) -> list[Result]:
+        """Those in results.json: of earlier calls, or of another machine, whose file was put there.
+
+        Raises:
+            InputError: not a file of results, or of runs with other config keys than this study's.
+        """
+        path = self.output / "results.json"
+        results = read_results(path) if path.exists() else []
+        for result in results:
+            for name, own in (("options", self.opts), ("compared", self.keys)):
+                if result["config"][name] != list(own):
+                    theirs = " ".join(result["config"][name]) or "none"
+                    raise InputError(
+                        f"results {str(path)!r} are of another study: {name} {theirs}, "
+                        f"not {' '.join(own) or 'none'}"
+                    )
+        return results
+
+    def record(self, *new: Result) -> list[Result]:
+        """Add results to results.json, and return all that it then has."""
+        results = [result | {"baseline": self.baseline} for result in (*self.results(), *new)]
+        results.sort(key=lambda result: (result["upsampler"], result["seed"]))
+        if results:
+            write_json(self.output / "results.json", results)
         return results
 
     def _config(self, opts: Sequence[str]) -> CfgNode:

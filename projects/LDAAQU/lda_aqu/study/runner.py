@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..engine.metrics_file import read_metrics
 from ..upsampler_arguments import parse_upsampler
 from .plan import Run, Study
-from .results import measured, provenance, write_json
+from .results import measured, provenance
 
 
 def run_all(
@@ -39,8 +39,8 @@ def run_all(
         The logs of those that failed.
     """
     about = provenance(cfg.MODEL.DEVICE, script.parent) | {"threads": threads, "jobs": jobs}
-    file = os.path.relpath(study.config_file)
-    about["config"] = {"file": file, "options": study.opts, "compared": study.keys}
+    config = {"file": os.path.relpath(study.config_file), "options": study.opts}
+    about["config"] = config | {"compared": study.keys}
     runs, steps = study.runs(seeds), cfg.SOLVER.MAX_ITER
     waiting: list[Run] = []
     going: dict[subprocess.Popen, Run] = {}
@@ -56,8 +56,7 @@ def run_all(
             if process.returncode == 0:
                 named = {"seed": run.seed, "upsampler": run.upsampler}
                 named["options"] = parse_upsampler(run.upsampler)[1]
-                write_json(run.result, named | measured(run.folder, usage.ru_maxrss) | about)
-                study.gather()
+                study.record(named | measured(run.folder, usage.ru_maxrss) | about)
             elif not wait:
                 failed.append(run.log)
                 last = run.log.read_text(errors="replace").strip().rpartition("\n")[2]
@@ -65,7 +64,8 @@ def run_all(
                 tqdm.write(f"{what}: {last}\n  see {run.log}", file=sys.stderr)
 
     with _locked(study.output) as lock, tqdm(total=len(runs) * steps, unit="iteration") as bar:
-        waiting += [run for run in reversed(runs) if not run.result.exists()]
+        done = {(result["upsampler"], result["seed"]) for result in study.results()}
+        waiting += [run for run in reversed(runs) if (run.upsampler, run.seed) not in done]
         bar.initial = bar.n = (len(runs) - len(waiting)) * steps
         try:
             while waiting or going:
