@@ -12,6 +12,11 @@ from ..errors import InputError
 # What Pillow raises for files that are missing, cut short or no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+IGNORE_LABEL = 255
+"""The semantic label of what has no class, unless a dataset says otherwise."""
+
 _MAX_SHOWN = 8
 
 

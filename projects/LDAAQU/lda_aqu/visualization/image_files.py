@@ -10,10 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import read_image
 
-from ..data.label_files import UNREADABLE, UnreadableImageError, image_size
+from ..data.label_files import IMAGE_SUFFIXES, UNREADABLE, UnreadableImageError, image_size
 from ..errors import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CONTACT_SHEET = Path("contact_sheet.png")
 
 

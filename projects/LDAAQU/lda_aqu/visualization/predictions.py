@@ -120,6 +120,7 @@ def draw_ground_truth(
         things = _from_annotations(dataset_dict["annotations"], image)
     elif kind == "sem_seg" and "sem_seg_file_name" in dataset_dict:
         stuff = _read_labels(dataset_dict["sem_seg_file_name"], image)
+        stuff = np.where(stuff == metadata.get("ignore_label"), _NO_STUFF, stuff)
     else:
         return None
     return _draw(image, metadata, things=things, stuff=stuff)
