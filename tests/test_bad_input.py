@@ -162,9 +162,11 @@ def test_messages_of_config_files(tmp_path, text, message):
         (["INPUT.MASK_FORMAT", "rle"], r"MASK_FORMAT 'rle' must be polygon or bitmask"),
         (["INPUT.MIN_SIZE_TRAIN", "()"], r"INPUT\.MIN_SIZE_TRAIN is empty"),
         (
-            ["TEST.AUG.ENABLED", "True"],
-            "ENABLED True must be False: it is not supported",
+            ["TEST.AUG.ENABLED", "True", "MODEL.META_ARCHITECTURE", "PanopticFPN"],
+            "AUG.ENABLED True: .* PanopticFPN has no .* allowed are GeneralizedRCNN, SemanticSegme",
         ),
+        (["TEST.AUG.MIN_SIZES", "(0,)"], r"TEST\.AUG\.MIN_SIZES \(0,\) must be at least 1"),
+        (["TEST.AUG.MIN_SIZES", "()"], r"TEST\.AUG\.MIN_SIZES is empty"),
         (["MODEL.KEYPOINT_ON", "True"], "is not supported"),
         (["MODEL.LOAD_PROPOSALS", "True"], "is not supported"),
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "rotated boxes are not supported"),

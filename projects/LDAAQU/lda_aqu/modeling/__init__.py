@@ -7,13 +7,16 @@ from .fpn import (
 )
 from .mask_head import UpsamplerMaskRCNNConvHead
 from .semantic_fpn import UpsamplerSemSegFPNHead
+from .test_time_augmentation import AUGMENTED, augmented
 from .upernet import UPerNetHead
 
 __all__ = [
+    "AUGMENTED",
     "UPerNetHead",
     "UpsamplerFPN",
     "UpsamplerMaskRCNNConvHead",
     "UpsamplerSemSegFPNHead",
+    "augmented",
     "build_resnet_lda_aqu_fpn_backbone",
     "build_retinanet_resnet_lda_aqu_fpn_backbone",
 ]
