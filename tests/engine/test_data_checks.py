@@ -197,6 +197,7 @@ def test_images_that_cannot_be_trained_on(own):
     Image.fromarray(np.full((64, 96), 3000, np.uint16)).save(image)
     with pytest.raises(InputError, match=r"1 of 6 .*2\.png' has values of more than 8 bits"):
         check()
+    check("INPUT.VALUE_RANGE", "(0, 4095)")
     image.unlink()
     os.mkfifo(image)
     with pytest.raises(InputError, match=r"1 of 6 .*2\.png' is no regular file"):

@@ -62,6 +62,9 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # The upsampler of UpsamplerMaskRCNNConvHead, from the pooled size to twice that.
     cfg.MODEL.ROI_MASK_HEAD.UPSAMPLER = "LDAAQU"
 
+    # The values, [low, high], that become 0 and 255 where an image has more than 8 bits, in grey;
+    # those between are mapped linearly, those beyond clipped. Without it such images are refused.
+    cfg.INPUT.VALUE_RANGE = []
     # Random changes of brightness, contrast, saturation and hue while a SemanticSegmentor trains.
     cfg.INPUT.COLOR_AUG_SSD = False
 

@@ -84,6 +84,12 @@ def check_values(cfg: CfgNode) -> None:
             f"TEST.AUG.ENABLED True: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no "
             f"test-time augmentation; allowed are {', '.join(AUGMENTED)}"
         )
+    value_range = cfg.INPUT.VALUE_RANGE
+    numbers = all(type(value) in (int, float) for value in value_range)
+    if value_range and not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
+        raise InputError(
+            f"INPUT.VALUE_RANGE {value_range} must be empty, or two numbers, the lower one first"
+        )
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     if len(cfg.MODEL.PIXEL_MEAN) != channels:
         raise InputError(

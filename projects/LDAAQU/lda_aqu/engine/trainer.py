@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -16,6 +15,7 @@ from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from torch import distributed, nn
 
+from ..data.images import ImageMapper
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
 from ..errors import mistake_in, shorten
@@ -171,7 +171,7 @@ class Trainer(DefaultTrainer):
         augmentations = {}
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
             augmentations["augmentations"] = build_semantic_augmentation(cfg)
-        mapper = DatasetMapper(cfg, is_train=True, **augmentations)
+        mapper = ImageMapper(cfg, is_train=True, **augmentations)
         total_batch_size = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS
         return build_train_loader(cfg, mapper, total_batch_size)
 

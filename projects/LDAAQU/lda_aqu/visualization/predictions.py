@@ -18,10 +18,10 @@ from detectron2.structures import BitMasks, BoxMode, Instances, polygons_to_bitm
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.images import read_image_file
 from ..data.label_files import UnreadableImageError
 from ..data.panoptic_files import rgb2id
 from ..errors import InputError
-from .image_files import read_image_file
 
 MIN_SIDE = 360  # pixels
 MAX_SIDE = 8192
@@ -178,7 +178,7 @@ def _split_segments(
 
 
 def _read_labels(path: str, image: np.ndarray) -> np.ndarray:
-    labels = read_image_file(path, format=None)
+    labels = read_image_file(path, None)
     if labels.shape[:2] != image.shape[:2]:
         raise UnreadableImageError(
             f"labels {path} are {labels.shape[:2]}, their image is {image.shape[:2]}"
