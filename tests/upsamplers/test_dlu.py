@@ -84,6 +84,15 @@ def test_published_parameters():
     assert f"{1 - count('DLU', 16) / count('CARAFE', 16):.0%}" == "91%"
 
 
+def test_initial_values():
+    module = build_upsampler("DLU", 64)
+    bound = (6 / (64 + 64)) ** 0.5  # Xavier uniform
+    assert 0.95 * bound < module.channel_compressor.weight.abs().max() <= bound
+    assert module.kernel_space_generator.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert not module.conv_offset.weight.any()
+    assert not any(convolution.bias.any() for convolution in module.children())
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
