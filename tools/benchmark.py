@@ -1,22 +1,28 @@
 #!/usr/bin/env python
 """Measure time and memory of the upsamplers, or of models that differ in the upsampler alone.
 
+What LDA-AQU launches on a GPU is listed without one.
+
 benchmark.py modules [--size 800x1344] [--only NAME ...]
 benchmark.py models --config-file configs/... --baseline configs/... [--size 320x533,800x1333]
     [--parts ...] [KEY VALUE ...]
+benchmark.py kernels [--autocast float16]
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from lda_aqu.benchmark.agreement import agreement_table
 from lda_aqu.benchmark.command_line import (
     add_shared_options,
     add_upsampler_option,
+    add_workload_options,
     apply_shared_options,
+    apply_workload_options,
 )
 from lda_aqu.benchmark.cost_tables import model_table, module_table
 from lda_aqu.benchmark.implementations import select_implementations
@@ -24,7 +30,8 @@ from lda_aqu.benchmark.machine import describe_machine, measure_roofline
 from lda_aqu.benchmark.model_workload import PARTS, ModelWorkload
 from lda_aqu.benchmark.report import write_report
 from lda_aqu.benchmark.settings import DTYPES, FPN_CHANNELS, fpn_steps, parse_size, square_steps
-from lda_aqu.errors import exit_on_input_error
+from lda_aqu.errors import InputError, exit_on_input_error
+from lda_aqu.ops.triton import is_interpreted
 
 SWEEP_SIDE = 64  # of the maps of the sweep over channels
 
@@ -65,6 +72,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     models.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config keys for both, KEY VALUE ..., after all else"
     )
+
+    kernels = commands.add_parser("kernels", help="what LDA-AQU launches on an H100 or H200")
+    kernels.set_defaults(run=list_kernels)
+    add_workload_options(kernels, "800x1344", "output/benchmark", batch_size=2)
     return parser.parse_args(argv)
 
 
@@ -107,6 +118,22 @@ def benchmark_models(args: argparse.Namespace) -> int:
     }
     table = model_table(models, args.parts, sizes, args.repeats)
     write_report(args.output, "models", [table], describe_machine(setting))
+    return 0
+
+
+def list_kernels(args: argparse.Namespace) -> int:
+    """List what the finest step of the pyramid launches forward and backward. No GPU is used."""
+    step = fpn_steps(parse_size(args.size))[-1]
+    setting = apply_workload_options(args)
+    if is_interpreted():
+        raise InputError("TRITON_INTERPRET=1: kernels are not compiled; unset it")
+    try:
+        import triton
+        from lda_aqu.benchmark.kernel_table import kernel_tables
+    except ImportError as error:
+        raise InputError(f"kernels are compiled by Triton, which is missing: {error}") from error
+    about = {"torch": torch.__version__, "triton": triton.__version__, **asdict(setting)}
+    write_report(args.output, "kernels", kernel_tables(step, setting), about)
     return 0
 
 

@@ -12,11 +12,11 @@ import torch
 
 triton = pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
+from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for, resources
+from lda_aqu.benchmark.kernel_launches import recording
 from lda_aqu.ops import triton as backend
 from lda_aqu.ops.triton import attention, launch
 from paths import ROOT
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton_compiler import GFX942, SM_80, bytes_on_the_stack, compile_for, record_launches
 
 pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
 
@@ -38,26 +38,6 @@ def test_under_the_interpreter():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """What is launched, in the place of launching it."""
-    return record_launches(monkeypatch)
-
-
-class Calls(TorchDispatchMode):
-    """Records the names of PyTorch's operators that launch kernels of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if not func.is_view and name not in ("empty", "empty_like", "new_empty", "promote_types"):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def inputs_of(heads: int, groups: int, depth: int, channels: int, dtype, has_bias: bool) -> tuple:
     """Query and key channels-last, as the projections make them; the value contiguous."""
     query, key, value = (
@@ -76,22 +56,22 @@ def run(*shapes) -> None:
     attention.local_deformable_attention_backward([output], *inputs)
 
 
-@pytest.fixture
-def launched_as_on(monkeypatch, tmp_path):
-    """Let the table of launches choose for a GPU of this capability."""
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    return lambda capability: monkeypatch.setattr(launch, "_capability", lambda device: capability)
 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("depth", [64, 16])
-def test_spills_no_registers(launches, launched_as_on, tmp_path, depth, dtype):
+def test_spills_no_registers(depth, dtype):
     """On Hopper, at the widths of the shipped configurations."""
-    launched_as_on((9, 0))
-    run(1, 2, depth, 256, dtype, True)
-    stacks = {launched[0].__name__: bytes_on_the_stack(launched, tmp_path) for launched in launches}
-    assert stacks == dict.fromkeys(stacks, 0)
+    with recording() as record:
+        run(1, 2, depth, 256, dtype, True)
+    spilled = {
+        launched.kernel.__name__: resources(launched).spilled for launched in record.launches
+    }
+    assert spilled == dict.fromkeys(spilled, 0)
 
 
 @needs_compiler
@@ -104,62 +84,37 @@ def test_spills_no_registers(launches, launched_as_on, tmp_path, depth, dtype):
     ],
     ids=["sm_80 float64, 64-bit", "sm_80 bfloat16", "gfx942 float16"],
 )
-def test_compiles(
-    launches, launched_as_on, monkeypatch, target, binary, shapes, max_int32_elements
-):
+def test_compiles(monkeypatch, target, binary, shapes, max_int32_elements):
     """What the interpreter lets pass: wrong types, loops whose variables change theirs."""
-    launched_as_on((8, 0) if target.backend == "cuda" else (0, 0))
     monkeypatch.setattr(launch, "MAX_INT32_ELEMENTS", max_int32_elements)
-    run(*shapes)
-    for launched in launches:
+    with recording((8, 0) if target.backend == "cuda" else (0, 0)) as record:
+        run(*shapes)
+    for launched in record.launches:
         assert compile_for(target, launched).asm[binary]
 
 
 @needs_compiler
-def test_number_of_launches(launches):
-    """At small maps the time is launches."""
-    inputs = inputs_of(1, 2, 64, 256, torch.float32, True)
-    with Calls() as calls:
-        (output,) = attention.local_deformable_attention(*inputs)
-    assert [kernel.__name__ for kernel, *_ in launches] == ["forward_kernel"]
-    assert calls.names == ["clone"]  # of the value, to channels-last
-    launches.clear()
-    with Calls() as calls:
-        attention.local_deformable_attention_backward([output], *inputs)
-    assert [kernel.__name__ for kernel, *_ in launches] == [
-        "samples_kernel",
-        "backward_pixels_kernel",
-        "backward_bias_kernel",
-        "backward_source_kernel",
-        "backward_source_kernel",
-    ]
-    assert calls.names == ["clone", "sort", "arange", "searchsorted", "sum"]
-
-
-@needs_compiler
-def test_nothing_is_tuned_unless_asked_for(launches, monkeypatch):
+def test_nothing_is_tuned_unless_asked_for(monkeypatch):
     tuned = []
     monkeypatch.setattr(
         triton.runtime.Autotuner, "run", lambda tuner, *_, **__: tuned.append(tuner.fn.__name__)
     )
-    run(1, 1, 2, 2, torch.float32, False)
-    assert launches and not tuned
-    launches.clear()
+
+    def launched() -> list[str]:
+        tuned.clear()
+        with recording() as record:
+            run(1, 1, 2, 2, torch.float32, False)
+        return [launched.kernel.__name__ for launched in record.launches]
+
+    kernels = launched()
+    assert kernels and not tuned
     monkeypatch.setenv("LDA_AQU_TRITON_TUNE", "1")
-    run(1, 1, 2, 2, torch.float32, False)
-    assert not launches and set(tuned) == {
-        "forward_kernel",
-        "samples_kernel",
-        "backward_pixels_kernel",
-        "backward_source_kernel",
-    }
-    tuned.clear()
+    assert not launched() and tuned == kernels
     torch.use_deterministic_algorithms(True)
     try:
-        run(1, 1, 2, 2, torch.float32, False)
+        assert launched() == kernels and not tuned
     finally:
         torch.use_deterministic_algorithms(False)
-    assert launches and not tuned
 
 
 @needs_compiler

@@ -10,28 +10,17 @@ import torch
 
 pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
+from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for, resources
+from lda_aqu.benchmark.kernel_launches import recording
 from lda_aqu.ops import triton as backend
 from lda_aqu.ops.triton import offset_network, projection, reassembly
 from paths import ROOT
-from triton_compiler import GFX942, SM_80, bytes_on_the_stack, compile_for, record_launches
 
 pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
 
 needs_compiler = pytest.mark.skipif(
     backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
 )
-FORWARD = ["project_kernel", "resize_kernel", "hidden_kernel", "offsets_kernel"]
-BACKWARD = [
-    "tanh_backward_kernel",
-    "hidden_backward_kernel",
-    "conv_weight_backward_kernel",
-    "query_backward_kernel",
-    "sum_parts_kernel",
-    "resize_backward_kernel",
-    "grad_map_kernel",
-    "grad_weight_kernel",
-    "grad_parameters_kernel",
-]
 
 
 def test_under_the_interpreter():
@@ -47,9 +36,9 @@ def test_under_the_interpreter():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    return record_launches(monkeypatch)
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
 def run_module(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> None:
@@ -92,45 +81,45 @@ def run_all(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> N
 
 
 @needs_compiler
-def test_how_many_kernels_are_launched(launches):
-    """Of a module with its backward pass, but for the attention's."""
-    run_module(64, torch.float32)
-    assert [kernel.__name__ for kernel, *_ in launches] == FORWARD + BACKWARD
-
-
-@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("depth", [64, 16])
-def test_spills_no_registers(launches, monkeypatch, tmp_path, depth, dtype):
-    """At the widths that are shipped."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run_all(depth, dtype)
-    stacks = {launched[0].__name__: bytes_on_the_stack(launched, tmp_path) for launched in launches}
-    assert stacks == dict.fromkeys(stacks, 0)
+def test_spills_no_registers(depth, dtype):
+    """On Hopper, at the widths that are shipped."""
+    with recording() as record:
+        run_all(depth, dtype)
+    spilled = {
+        launched.kernel.__name__: resources(launched).spilled for launched in record.launches
+    }
+    assert spilled == dict.fromkeys(spilled, 0)
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "target, binary, depth, dtype",
-    [(SM_80, "cubin", 64, torch.float64), (GFX942, "hsaco", 16, torch.float16)],
+    "target, binary, capability, depth, dtype",
+    [
+        (SM_80, "cubin", (8, 0), 64, torch.float64),
+        (GFX942, "hsaco", (0, 0), 16, torch.float16),
+    ],
     ids=["sm_80 float64", "gfx942 float16"],
 )
-def test_compiles(launches, monkeypatch, tmp_path, target, binary, depth, dtype):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run_all(depth, dtype)
-    for launched in launches:
+def test_compiles(target, binary, capability, depth, dtype):
+    with recording(capability) as record:
+        run_all(depth, dtype)
+    for launched in record.launches:
         assert compile_for(target, launched).asm[binary]
 
 
 @needs_compiler
-def test_compiles_nothing_anew_for_another_size(launches):
+def test_compiles_nothing_anew_for_another_size():
     """What the compiler is told is the same; of numbers it is not told whether they are round."""
-    run_all(64, torch.float32)
-    count = len(launches)
-    run_all(64, torch.float32, size=(7, 1))
-    for (kernel, values, _), (_, others, _) in zip(launches[:count], launches[count:], strict=True):
-        for parameter in kernel.params:
+    with recording() as record:
+        run_all(64, torch.float32)
+    with recording() as other_record:
+        run_all(64, torch.float32, size=(7, 1))
+    for launched, other in zip(record.launches, other_record.launches, strict=True):
+        for parameter in launched.kernel.params:
+            value = launched.values[parameter.name]
             if parameter.is_constexpr:
-                assert values[parameter.name] == others[parameter.name], parameter.name
-            elif isinstance(values[parameter.name], int):
+                assert value == other.values[parameter.name], parameter.name
+            elif isinstance(value, int):
                 assert parameter.do_not_specialize, parameter.name

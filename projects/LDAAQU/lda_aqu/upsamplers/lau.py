@@ -193,7 +193,7 @@ class LAU(Upsampler):
     def _position_bias(self) -> Tensor | None:
         """(heads, k_u², d / heads), as the operator takes it."""
         table = self.relative_position_bias_table
-        return None if table is None else table[0, :, 0]
+        return None if table is None else table.squeeze((0, 2))
 
 
 def divide(name: str, value: int, divisor_name: str, divisor: int) -> int:

@@ -1,39 +1,39 @@
-"""Compiling Triton's kernels for GPUs that need not be here."""
+"""What Triton's compiler makes of a launch, for GPUs that need not be here."""
 
 import re
 import subprocess
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import mangle_type
 
+from .kernel_launches import Launch
+
 SM_80, SM_90 = (GPUTarget("cuda", capability, 32) for capability in (80, 90))
 GFX942 = GPUTarget("hip", "gfx942", 64)
 
-Launch = tuple[triton.JITFunction, dict[str, Any], dict[str, Any]]
-"""A kernel, its arguments by name, and the compiler's options."""
 
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes of a multiprocessor of NVIDIA's."""
 
-def record_launches(monkeypatch) -> list[Launch]:
-    """From now on what is launched is recorded, in the place of launching it."""
-    launches: list[Launch] = []
-
-    def record(kernel, *arguments, grid, warmup, **constants):
-        values = dict(zip(kernel.arg_names, arguments, strict=False))
-        options = {k: v for k, v in constants.items() if k not in kernel.arg_names}
-        values |= {k: v for k, v in constants.items() if k in kernel.arg_names}
-        launches.append((kernel, values, options))
-
-    monkeypatch.setattr(triton.JITFunction, "run", record)
-    return launches
+    threads: int
+    """Of a program."""
+    registers: int
+    """Of a thread."""
+    spilled: int
+    """Bytes of a thread on its stack, where the compiler puts what registers do not hold."""
+    shared: int
+    """Bytes of shared memory of a program."""
 
 
 def compile_for(target: GPUTarget, launch: Launch) -> CompiledKernel:
     """Compile as Triton would at a launch with these values."""
-    kernel, values, options = launch
+    kernel, values, options, _ = launch
     constants = {
         p.name: values[p.name]
         for p in kernel.params
@@ -56,14 +56,22 @@ def compile_for(target: GPUTarget, launch: Launch) -> CompiledKernel:
     return triton.compile(source, target=target, options=options)
 
 
-def bytes_on_the_stack(launch: Launch, folder: Path) -> int:
-    """Of a thread on Hopper; what registers do not hold is spilled there."""
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(compile_for(SM_90, launch).asm["cubin"])
-    usage = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+def resources(launch: Launch) -> Resources:
+    """What it takes on sm_90."""
+    compiled = compile_for(SM_90, launch)
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    sizes = {name: int(size) for name, size in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return Resources(
+        32 * compiled.metadata.num_warps,
+        sizes["REG"],
+        sizes["STACK"] + sizes["LOCAL"],
+        compiled.metadata.shared,
+    )
