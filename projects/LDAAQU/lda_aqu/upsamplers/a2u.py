@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..ops import reassemble
-from .base import GuidedUpsampler, check_odd, pad_to_even
+from .base import GuidedUpsampler, check_odd, divide, pad_to_even
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -30,11 +30,12 @@ class A2U(GuidedUpsampler):
     are in float32 at least.
 
     Args:
-        in_channels: C, a multiple of ``norm_groups``.
+        in_channels: C.
         scale_factor: see :class:`GuidedUpsampler`.
         kernel_size: odd; windows are of kernel_size x kernel_size input pixels.
         encoder_kernel_size: size of the kernels that move over the guide, at least 2.
         norm_groups: groups of the group normalisation of what they give.
+        guide_channels: G, a multiple of ``norm_groups``; C where it is not given.
 
     Raises:
         InputError: values that do not fit.
@@ -49,25 +50,25 @@ class A2U(GuidedUpsampler):
         kernel_size: int = 3,
         encoder_kernel_size: int = 6,
         norm_groups: int = 32,
+        *,
+        guide_channels: int | None = None,
     ) -> None:
-        super().__init__(in_channels, scale_factor)
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        guide_channels = self.guide_channels
         check_odd(kernel_size=kernel_size)
         if encoder_kernel_size < 2:
             raise InputError(f"encoder_kernel_size must be at least 2, got {encoder_kernel_size}")
-        if norm_groups < 1 or in_channels % norm_groups:
-            raise InputError(
-                f"in_channels ({in_channels}) is not a multiple of norm_groups ({norm_groups})"
-            )
+        divide("guide_channels", guide_channels, "norm_groups", norm_groups)
         self.kernels = nn.Sequential(
-            nn.AdaptiveAvgPool2d(encoder_kernel_size), nn.Conv2d(in_channels, 2, 1)
+            nn.AdaptiveAvgPool2d(encoder_kernel_size), nn.Conv2d(guide_channels, 2, 1)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups, in_channels) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups, guide_channels) for _ in range(2))
         self.projection = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 4 * kernel_size**2, 1)
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(guide_channels, 4 * kernel_size**2, 1)
         )
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         height, width = self.guide_size(x, guide)
         if len(x) == 0:  # which grouped convolutions do not take
             return F.interpolate(x, (height, width))
@@ -76,7 +77,7 @@ class A2U(GuidedUpsampler):
         return reassemble(x, weights[:, None])
 
     def _affinity(self, guide: Tensor) -> Tensor:
-        """(N, C, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
+        """(N, G, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
         if torch.onnx.is_in_onnx_export():
             pool, convolution = self.kernels
             kernels = convolution(_average(guide, pool.output_size))
@@ -93,7 +94,7 @@ class A2U(GuidedUpsampler):
         features = features.unflatten(1, (len(guide), 2)).permute(2, 1, 0, 3, 4)
         u, v = (F.leaky_relu(norm(f)) for norm, f in zip(self.norms, features, strict=True))
         dtype = torch.promote_types(u.dtype, torch.float32)
-        return (u * v).sum(1, keepdim=True, dtype=dtype) / self.in_channels**0.5
+        return (u * v).sum(1, keepdim=True, dtype=dtype) / self.guide_channels**0.5
 
 
 def _average(x: Tensor, size: int) -> Tensor:

@@ -26,20 +26,23 @@ class IndexNet(GuidedUpsampler):
 
     Args:
         in_channels: C.
-        scale_factor: see :class:`GuidedUpsampler`.
+        scale_factor, guide_channels: see :class:`GuidedUpsampler`.
     """
 
-    def __init__(self, in_channels: int, scale_factor: float = 2) -> None:
-        super().__init__(in_channels, scale_factor)
+    def __init__(
+        self, in_channels: int, scale_factor: float = 2, *, guide_channels: int | None = None
+    ) -> None:
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        channels = self.guide_channels
         self.index_block = nn.Sequential(
-            nn.Conv2d(in_channels, 2 * in_channels, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(2 * in_channels),
+            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(2 * channels),
             nn.ReLU6(inplace=True),
-            nn.Conv2d(2 * in_channels, 4, 1, bias=False),
+            nn.Conv2d(2 * channels, 4, 1, bias=False),
         )
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         height, width = self.guide_size(x, guide)
         if len(x) == 0:  # for which pixel_shuffle has no gradient
             return F.interpolate(x, (height, width))
