@@ -34,9 +34,41 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # The upsampler of the top-down path: a name in UPSAMPLER_REGISTRY. Read by the backbone
     # builders build_resnet_lda_aqu_fpn_backbone and build_retinanet_resnet_lda_aqu_fpn_backbone.
     cfg.MODEL.FPN.UPSAMPLER = "LDAAQU"
+    # Its bottom-up network: a builder in Detectron2's BACKBONE_REGISTRY, or one of those below.
+    # MODEL.FPN.IN_FEATURES are the names of its maps.
+    cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
     # Where the top-down path starts: "detectron2" (at P5; P6 and P7 are made from what is below)
     # or "published" (P6, and P7 in RetinaNet, are strided convolutions and are its top).
     cfg.MODEL.FPN.TOPOLOGY = "detectron2"
+
+    # build_swin_backbone: Swin-T; maps p0 to p3. Keys are arguments of Detectron2's class.
+    cfg.MODEL.SWIN = node()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # build_mvit_backbone: MViTv2-T; maps scale2 to scale5.
+    cfg.MODEL.MVIT = node()
+    cfg.MODEL.MVIT.EMBED_DIM = 96
+    cfg.MODEL.MVIT.DEPTH = 10
+    cfg.MODEL.MVIT.NUM_HEADS = 1
+    cfg.MODEL.MVIT.LAST_BLOCK_INDEXES = [0, 2, 7, 9]
+    cfg.MODEL.MVIT.DROP_PATH_RATE = 0.2
+    # build_regnet_backbone: RegNetX-4GF; maps s1 to s4. Y models have an SE_RATIO of 0.25.
+    cfg.MODEL.REGNET = node()
+    cfg.MODEL.REGNET.STEM_WIDTH = 32
+    cfg.MODEL.REGNET.DEPTH = 23
+    cfg.MODEL.REGNET.W_A = 38.65
+    cfg.MODEL.REGNET.W_0 = 96
+    cfg.MODEL.REGNET.W_M = 2.43
+    cfg.MODEL.REGNET.GROUP_WIDTH = 40
+    cfg.MODEL.REGNET.SE_RATIO = 0.0
+    # build_timm_backbone: a network of timm by its name, with timm's weights or without; maps res2
+    # to res5 as a rule.
+    cfg.MODEL.TIMM = node()
+    cfg.MODEL.TIMM.NAME = "resnet50"
+    cfg.MODEL.TIMM.PRETRAINED = False
 
     # The upsampler of each 2x step in the semantic head: those of UpsamplerSemSegFPNHead's
     # branches, those of UPerNetHead's top-down path.
