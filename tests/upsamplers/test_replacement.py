@@ -285,6 +285,10 @@ def of(up: nn.Module, channels: int = 8) -> nn.Module:
             lambda: nn.Sequential(torch.compile(of(nn.Upsample(scale_factor=2)))),
             "^0 is compiled by torch.compile already",
         ),
+        (
+            lambda: nn.DataParallel(of(nn.Upsample(scale_factor=2))),
+            "^the model is wrapped by DataParallel already",
+        ),
         (wrapped, "^the model is wrapped by DistributedDataParallel already: replace its"),
     ],
 )

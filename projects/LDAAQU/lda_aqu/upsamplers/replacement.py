@@ -132,8 +132,8 @@ def _check_model(model: nn.Module) -> None:
             what = "compiled by TorchScript"
         elif "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             what = "compiled by torch.compile"
-        elif isinstance(module, DistributedDataParallel):
-            what = "wrapped by DistributedDataParallel"
+        elif isinstance(module, nn.DataParallel | DistributedDataParallel):
+            what = f"wrapped by {type(module).__name__}"
         else:
             continue
         raise InputError(f"{name or 'the model'} is {what} already: replace its upsampling first")
