@@ -15,6 +15,7 @@ BOUNDS = {
     "CARAFE": (2.6, 4),
     "SAPAB": (3.6, 5),
     "FADE": (3.2, 7.5),
+    "FreqFusion": (6.5, 5.5),
     "A2U": (6, 9),
 }
 if BACKENDS["cpp"].unavailable(torch.device("cpu")):
