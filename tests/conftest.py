@@ -1,13 +1,17 @@
 import json
+import logging
 import os
+import runpy
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from lda_aqu.data.glyphs import generate_glyphs
 from lda_aqu.ops import BACKENDS
 from paths import ROOT, SHARED
 from PIL import Image, ImageDraw
@@ -185,3 +189,31 @@ OUTPUT_DIR: "{tmp_path}/output"
     yield path
     for catalog in (DatasetCatalog, MetadataCatalog):  # loading the config registers it
         catalog.pop("tiny", None)
+
+
+@pytest.fixture(scope="session")
+def tiny_glyphs(tmp_path_factory) -> Path:
+    """The folder of a generated dataset: three images of 64 pixels in train, one in val."""
+    root = tmp_path_factory.mktemp("tiny") / "glyphs"
+    generate_glyphs(root, 3, 1, size=64, seed=0)
+    return root
+
+
+@pytest.fixture
+def run_tool(monkeypatch) -> Callable[..., int]:
+    """Run a script in tools/ as a command, (name, *arguments); return its exit status."""
+    # A tool sets up logging for a process of its own.
+    logger = logging.getLogger("lda_aqu")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+
+    def run(name: str, *args: object) -> int:
+        tool = str(ROOT / "tools" / name)
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, args)])
+        try:
+            runpy.run_path(tool, run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run

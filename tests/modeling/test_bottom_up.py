@@ -69,7 +69,7 @@ def test_a_head_without_pyramid_on_swin():
         *("build_swin_backbone", "MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
         *("MODEL.SEM_SEG_HEAD.NAME", "UPerNetHead", "MODEL.SEM_SEG_HEAD.IN_FEATURES", names),
         *("MODEL.UPERNET.AUX_IN_FEATURE", "p2", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
-        *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "MODEL.SEM_SEG_HEAD.NORM", "GN"),
+        *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "MODEL.SEM_SEG_HEAD.NORM", "BN"),
         builder="build_swin_backbone",
     )
     model = build_model(cfg).eval()

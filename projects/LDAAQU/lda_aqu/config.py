@@ -94,6 +94,9 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # The upsampler of UpsamplerMaskRCNNConvHead, from the pooled size to twice that.
     cfg.MODEL.ROI_MASK_HEAD.UPSAMPLER = "LDAAQU"
 
+    # The values, [low, high], that become 0 and 255 where an image has more than 8 bits, in grey;
+    # those between are mapped linearly, those beyond clipped. Without it such images are refused.
+    cfg.INPUT.VALUE_RANGE = []
     # Random changes of brightness, contrast, saturation and hue while a SemanticSegmentor trains.
     cfg.INPUT.COLOR_AUG_SSD = False
 
@@ -124,8 +127,12 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
                 "give it a config_node of its own"
             )
 
-    # A user's own datasets in COCO format, registered under the names of the entries:
-    #   COCO_FORMAT: {pets_train: {ANNOTATIONS: pets/train.json, IMAGES: pets/images}, ...}
+    # A user's own datasets, registered under the names of the entries, {name: {key: value}, ...}.
+    # Instances have ANNOTATIONS, a JSON file in COCO's format, and IMAGES, a folder. Panoptic ones
+    # have, as well, PANOPTIC_ANNOTATIONS, a JSON file in COCO's panoptic format, PANOPTIC_LABELS,
+    # the folder of its PNGs, and SEMANTIC_LABELS, a folder of PNGs in which 0 is any thing, 1 and
+    # up are stuff in the order of the ids, and 255 is ignored. Semantic ones have IMAGES,
+    # SEMANTIC_LABELS, with an index of CLASSES, a list of names, or IGNORE_VALUE (255) each.
     # Relative paths are relative to $DETECTRON2_DATASETS ("datasets" where it is not set).
     cfg.DATASETS.COCO_FORMAT = node(new_allowed=True)
 

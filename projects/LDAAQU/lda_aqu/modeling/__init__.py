@@ -15,14 +15,17 @@ from .fpn import (
 from .lazy_config import upsampler_factory
 from .mask_head import UpsamplerMaskRCNNConvHead
 from .semantic_fpn import UpsamplerSemSegFPNHead
+from .test_time_augmentation import AUGMENTED, augmented
 from .upernet import UPerNetHead
 
 __all__ = [
+    "AUGMENTED",
     "TimmBackbone",
     "UPerNetHead",
     "UpsamplerFPN",
     "UpsamplerMaskRCNNConvHead",
     "UpsamplerSemSegFPNHead",
+    "augmented",
     "build_mvit_backbone",
     "build_regnet_backbone",
     "build_resnet_lda_aqu_fpn_backbone",

@@ -13,6 +13,11 @@ from torch import Tensor
 from ..errors import MISFITS, InputError, as_input_error
 
 
+class _Swin(SwinTransformer):
+    # Detectron2's own property reads an attribute that is never set.
+    size_divisibility = 32
+
+
 @BACKBONE_REGISTRY.register()
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
     """Swin Transformer (Liu et al., ICCV 2021) of ``MODEL.SWIN``; maps "p0" to "p3".
@@ -20,7 +25,7 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
     ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes the embedding of the patches, 2 the first stage, too.
     """
     options = {key.lower(): value for key, value in cfg.MODEL.SWIN.items()}
-    return SwinTransformer(
+    return _Swin(
         in_chans=input_shape.channels, frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1, **options
     )
 

@@ -15,8 +15,8 @@ NEIGHBOURS = 8
 class FreqFusion(GuidedUpsampler):
     """The input smoothed and resampled, plus the detail of the guide: low and high frequencies.
 
-    Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024,
-    after the paper and not its code. Of an input Y and a guide X it predicts, from a fused map Z, three
+    Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024, after
+    the paper, not its code. Of an input Y and a guide X it predicts, from a fused map Z, three
     things for each guide pixel:
 
     - adaptive low-pass filter: a softmax over a window, by which Y is weighted and upsampled;
