@@ -29,8 +29,6 @@ UPSAMPLERS = {"yolo": 2, "unet": 5, "guided": 5, "fpn": 4}  # and 3 in each pyra
 @pytest.fixture(scope="module")
 def page() -> dict:
     """The names that the page's code defines, after it has run from top to bottom."""
-    pytest.importorskip("segmentation_models_pytorch")
-    pytest.importorskip("timm")
     torch.manual_seed(0)
     names: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
