@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..ops import reassemble
-from .base import GuidedUpsampler, check_odd, pad_to_even
+from .base import GuidedUpsampler, check_odd
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -58,6 +58,7 @@ class A2U(GuidedUpsampler):
             raise InputError(
                 f"in_channels ({in_channels}) is not a multiple of norm_groups ({norm_groups})"
             )
+        self.encoder_kernel_size = encoder_kernel_size
         self.kernels = nn.Sequential(
             nn.AdaptiveAvgPool2d(encoder_kernel_size), nn.Conv2d(in_channels, 2, 1)
         )
@@ -82,12 +83,15 @@ class A2U(GuidedUpsampler):
             kernels = convolution(_average(guide, pool.output_size))
         else:
             kernels = self.kernels(guide)  # (N, 2, k, k)
+        # Zeros that an even kernel reads where a side is odd. Added to any, they are right in
+        # exports, too.
+        end = 1 - self.encoder_kernel_size % 2
         # Channels are the batch and images the groups: an image's own kernels, for all channels.
         features = F.conv2d(
-            pad_to_even(guide).transpose(0, 1),
+            F.pad(guide, (0, end, 0, end)).transpose(0, 1),
             kernels.flatten(0, 1)[:, None],
             stride=2,
-            padding=(kernels.shape[-1] - 1) // 2,
+            padding=(self.encoder_kernel_size - 1) // 2,
             groups=len(guide),
         )
         features = features.unflatten(1, (len(guide), 2)).permute(2, 1, 0, 3, 4)

@@ -4,7 +4,6 @@ from math import isfinite
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import InputError
 
@@ -118,11 +117,3 @@ def check_odd(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1 or size % 2 == 0:
             raise InputError(f"{name} must be odd and positive, got {size}")
-
-
-def pad_to_even(x: Tensor) -> Tensor:
-    """(N, C, H, W) with a row or column of zeros added where H or W is odd."""
-    height, width = x.shape[2:]
-    if height % 2 == 0 and width % 2 == 0:
-        return x
-    return F.pad(x, (0, width % 2, 0, height % 2))

@@ -79,8 +79,10 @@ def standard_reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
 def standard_similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> list[Tensor]:
     """What :func:`similarity` computes, in standard operators."""
     windows = _standard_windows(x.to(sum_dtype(x, query)), math.isqrt(num_points), query.shape[2:])
-    split = (num_groups, x.shape[1] // num_groups)
-    products = [(pixels * query).unflatten(1, split).sum(2) for pixels in windows]
+    n, channels, *size = query.shape
+    split = (n, num_groups, channels // num_groups, *size)
+    # Not by `unflatten`, of which the TorchScript-based exporter to ONNX keeps the size it had then.
+    products = [(pixels * query).reshape(split).sum(2) for pixels in windows]
     return [torch.stack(products, 2)]
 
 
