@@ -5,6 +5,7 @@ from .backends import BACKEND_CHOICES, BACKENDS, check_backend
 from .offset_network import predict_offsets
 from .projection import project_normalized
 from .reassembly import reassemble, similarity
+from .standard import standard_operators
 
 __all__ = [
     "BACKENDS",
@@ -15,4 +16,5 @@ __all__ = [
     "project_normalized",
     "reassemble",
     "similarity",
+    "standard_operators",
 ]

@@ -3,7 +3,9 @@
 from math import isfinite
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import InputError
 
@@ -108,8 +110,16 @@ def upsample_to(upsampler: nn.Module, x: Tensor, lateral: Tensor, *, crop: bool 
         return upsampler(x, lateral)
     height, width = lateral.shape[2:]
     if crop:
-        return upsampler(x)[:, :, :height, :width]
+        return upper_left(upsampler(x), height, width)
     return upsampler(x, output_size=(height, width))
+
+
+def upper_left(x: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, H, W) without what lies beyond ``height`` and ``width``."""
+    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        # A slice would bind an exported program to maps of which nothing is cut off, or something.
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    return x[:, :, :height, :width]
 
 
 def check_odd(**sizes: int) -> None:

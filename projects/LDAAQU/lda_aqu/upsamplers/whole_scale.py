@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .base import Upsampler
+from .base import Upsampler, upper_left
 
 
 class WholeScaleUpsampler(Upsampler):
@@ -42,7 +42,7 @@ class WholeScaleUpsampler(Upsampler):
         y = self.upsample(x)
         # Cropped also where nothing is cut off, so that a graph traced here crops other sizes.
         if all(0 <= n < self.scale_factor for n in (y.shape[2] - height, y.shape[3] - width)):
-            return y[:, :, :height, :width]
+            return upper_left(y, height, width)
         return F.interpolate(y, size=(height, width), mode="bilinear", align_corners=False)
 
 
