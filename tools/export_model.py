@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Export a trained model to a file that is checked against PyTorch before it is there.
 
-export_model.py --config-file configs/... --weights FILE --format onnx --output model.onnx
-export_model.py --config-file configs/... --weights FILE --format onnx --output model.onnx --evaluate
+export_model.py --config-file configs/... --weights FILE --format onnx --output FILE [--evaluate]
 """
 
 import argparse

@@ -29,7 +29,9 @@ class ExportedModel:
         suffixes = {format.suffix: name for name, format in FORMATS.items()}
         name = format or suffixes.get(Path(path).suffix)
         if name not in FORMATS:
-            raise InputError(f"{str(path)!r}: the suffixes of the formats are {', '.join(suffixes)}")
+            raise InputError(
+                f"{str(path)!r}: the suffixes of the formats are {', '.join(suffixes)}"
+            )
         self.run, self.metadata = FORMATS[name].read(str(path))
 
     @torch.no_grad()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F

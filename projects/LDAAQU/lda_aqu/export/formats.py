@@ -124,7 +124,7 @@ def _read_torchscript(path: str) -> tuple[Run, dict[str, Any]]:
     files = {METADATA: ""}
     with _quiet():
         run = torch.jit.load(path, map_location="cpu", _extra_files=files)
-    return torch.no_grad()(run.forward), json.loads(files[METADATA])
+    return run, json.loads(files[METADATA])
 
 
 def _write_pt2(

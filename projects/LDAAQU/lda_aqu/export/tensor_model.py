@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.structures import Instances
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ Outputs = dict[str, Tensor]
 
 
 class TensorModel(nn.Module):
-    """A model in evaluation mode, from an image to its raw predictions.
+    """A model in evaluation mode, from an image to its raw predictions, without gradients.
 
     Args:
         model: a Detectron2 model of one of META_ARCHITECTURES, on the CPU.
@@ -22,7 +21,7 @@ class TensorModel(nn.Module):
         super().__init__()
         self.model = model
         self._predict = META_ARCHITECTURES[type(model).__name__]
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Outputs:
         """An image (3, H, W) to what the model predicts for it, in the pixels of that image.
@@ -40,7 +39,7 @@ class TensorModel(nn.Module):
             - ``sem_seg`` (K, H, W), float32: logits of the classes.
         """
         # Where a model is traced, Detectron2 asks for lengths, which would become constants.
-        with torch.no_grad(), patch_builtin_len():
+        with patch_builtin_len():
             return self._predict(self.model, image)
 
 

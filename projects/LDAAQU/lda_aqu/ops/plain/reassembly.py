@@ -81,7 +81,7 @@ def standard_similarity(x: Tensor, query: Tensor, num_groups: int, num_points: i
     windows = _standard_windows(x.to(sum_dtype(x, query)), math.isqrt(num_points), query.shape[2:])
     n, channels, *size = query.shape
     split = (n, num_groups, channels // num_groups, *size)
-    # Not by `unflatten`, of which the TorchScript-based exporter to ONNX keeps the size it had then.
+    # Not by `unflatten`: the TorchScript-based exporter to ONNX keeps to the sizes it had then.
     products = [(pixels * query).reshape(split).sum(2) for pixels in windows]
     return [torch.stack(products, 2)]
 
