@@ -48,6 +48,8 @@ def run(cfg: CfgNode, args: Namespace) -> dict[str, Any] | None:
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results |= Trainer.test_with_TTA(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

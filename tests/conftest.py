@@ -7,14 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
-from lda_aqu.engine import load_config
+from lda_aqu.data.glyphs import generate_glyphs
 from lda_aqu.ops import BACKENDS
 from paths import ROOT, SHARED
 from PIL import Image, ImageDraw
@@ -167,6 +164,7 @@ _BASE_: "{ROOT}/configs/Small/Base-RCNN-R18-FPN.yaml"
 MODEL:
   DEVICE: "cpu"
   MASK_ON: True
+  RESNETS: {{DEPTH: 50, STEM_OUT_CHANNELS: 8, WIDTH_PER_GROUP: 8, RES2_OUT_CHANNELS: 16}}
   FPN: {{OUT_CHANNELS: 16}}
   ANCHOR_GENERATOR:
     SIZES: [[8], [16], [32], [64], [128]]
@@ -193,13 +191,12 @@ OUTPUT_DIR: "{tmp_path}/output"
         catalog.pop("tiny", None)
 
 
-@pytest.fixture
-def tiny_weights(tiny_config, tmp_path) -> Path:
-    """Random weights of the model of ``tiny_config``."""
-    torch.manual_seed(0)
-    model = build_model(load_config(str(tiny_config), []))
-    DetectionCheckpointer(model, str(tmp_path)).save("random")
-    return tmp_path / "random.pth"
+@pytest.fixture(scope="session")
+def tiny_glyphs(tmp_path_factory) -> Path:
+    """The folder of a generated dataset: three images of 64 pixels in train, one in val."""
+    root = tmp_path_factory.mktemp("tiny") / "glyphs"
+    generate_glyphs(root, 3, 1, size=64, seed=0)
+    return root
 
 
 @pytest.fixture

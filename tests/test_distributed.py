@@ -25,7 +25,6 @@ TIMEOUT = 240
 # divided by counts that differ from image to image. The rate is low, as rounding turns ReLUs on
 # and off.
 SEMANTIC = [
-    "MODEL.DEVICE", "cpu",
     "MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.SEM_SEG_HEAD.NORM", "GN",
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", "False", "INPUT.RANDOM_FLIP", "none",
     "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()",
@@ -97,15 +96,28 @@ def slurm_train(folder: Path, processes: int, *args: str) -> subprocess.Complete
     )  # fmt: skip
 
 
-def test_two_processes_of_half_the_batch_are_one_of_the_whole(camvid, tmp_path):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(
+                torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two processes"
+            ),
+        ),
+    ],
+)
+def test_two_processes_of_half_the_batch_are_one_of_the_whole(camvid, tmp_path, monkeypatch, kind):
     """Under torchrun, by the script for SLURM, with the gradients accumulated in two parts, too."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     config = str(SMALL / "semantic_fpn_R_18_camvid_lda_aqu.yaml")
+    opts = ["--config-file", config, *SEMANTIC, "MODEL.DEVICE", kind]
     one, two = tmp_path / "one", tmp_path / "two"
-    train_net("--config-file", config, *SEMANTIC, "OUTPUT_DIR", str(one))
+    train_net(*opts, "OUTPUT_DIR", str(one))
     result = slurm_train(
-        tmp_path, 2, "--config-file", config, *SEMANTIC,
-        "OUTPUT_DIR", str(two), "SOLVER.ACCUMULATION_STEPS", "2",
-    )  # fmt: skip
+        tmp_path, 2, *opts, "OUTPUT_DIR", str(two), "SOLVER.ACCUMULATION_STEPS", "2"
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert "World size: 2" in (two / "log.txt").read_text()
     halfway, expected = (weights(one / f"model_{name}.pth") for name in ("0000009", "final"))

@@ -22,7 +22,10 @@ NAMES = sorted({*UPSAMPLER_REGISTRY} - {"LDAAQUStar"})
 FEWER_POINTS = {
     "A2U": {"kernel_size": 1},
     "CARAFE": {"kernel_size": 3},
+    "DLU": {"kernel_size": 1},
     "FADE": {"kernel_size": 1},
+    "FADELite": {"kernel_size": 1},
+    "FreqFusion": {"low_pass_kernel_size": 1, "high_pass_kernel_size": 1},
     "GuidedLDAAQU": {"kernel_size": 1},
     "LAU": {"kernel_size": 1},
     "SAPAB": {"kernel_size": 3},

@@ -23,23 +23,28 @@ def metrics(folder) -> list[dict]:
 
 
 def test_train_then_evaluate(tiny_config, tmp_path):
-    trained = run(tiny_config, "TEST.EVAL_PERIOD", 2)
+    augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 64)")
+    trained = run(tiny_config, "TEST.EVAL_PERIOD", 2, *augmentation)
     assert trained.returncode == 0, trained.stderr[-2000:]
     output = tmp_path / "output"
     present = {path.name for path in output.iterdir()}
     assert present >= {"model_final.pth", "config.yaml", "metrics.json", "last_checkpoint"}
     assert any(name.startswith("events.out.tfevents") for name in present)
     last = metrics(output)[-1]
-    assert {"bbox/AP", "segm/AP"} <= set(last) and last["iteration"] == 4
+    names = {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
+    assert names <= set(last) and last["iteration"] == 4
+    assert not {"bbox_TTA/AP"} & set(metrics(output)[0])
 
     evaluated = run(
         tiny_config, "--eval-only", "MODEL.WEIGHTS", output / "model_final.pth",
-        "OUTPUT_DIR", tmp_path / "evaluated",
+        "OUTPUT_DIR", tmp_path / "evaluated", *augmentation,
+        "TEST.EXPECTED_RESULTS", "[['bbox_TTA', 'AP', 0, 100]]",
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
     assert "copypaste: Task: segm" in evaluated.stdout
-    results = tmp_path / "evaluated" / "inference" / "coco_instances_results.json"
-    assert isinstance(json.loads(results.read_text()), list)
+    for folder in ("inference", "inference_TTA"):
+        results = tmp_path / "evaluated" / folder / "coco_instances_results.json"
+        assert isinstance(json.loads(results.read_text()), list)
 
 
 def test_evaluation_of_the_coco_config_on_real_images(few_coco_images, tmp_path):

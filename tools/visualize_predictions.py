@@ -93,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_datasets(cfg, train=False)
         predict = build_predictor(cfg)
 
-    failed = draw_to_folder(to_draw, predict, metadata, args.output, args.score_threshold)
+    failed = draw_to_folder(
+        *(to_draw, predict, metadata, args.output, args.score_threshold, cfg.INPUT.VALUE_RANGE)
+    )
     print(f"Pictures in {args.output}: {len(to_draw) - len(failed)} drawn, {len(failed)} failed")
     if failed:
         print(f"Could not be drawn: {', '.join(failed)}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
+from lda_aqu.data.images import read_image_file
 from lda_aqu.engine import load_config
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.visualization import (
@@ -25,7 +26,6 @@ from lda_aqu.visualization import (
     prepare_folder,
     record_upsamplers,
 )
-from lda_aqu.visualization.image_files import read_image_file
 
 
 def pixel(text: str) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config_file, args.opts)
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
-    image = read_image_file(args.input, "RGB")
+    image = read_image_file(args.input, "RGB", cfg.INPUT.VALUE_RANGE)
     check_pixels(args.pixels or (), args.input, image)
     prepare_folder(args.output)
     recording = record_upsamplers(load_model(cfg), cfg, args.input)

@@ -11,12 +11,17 @@ def published_shapes(
     *,
     blocks: tuple[int, ...] = (3, 4, 6, 3),
     bottleneck: bool = True,
+    stem: int = 64,
+    res2: int = 256,
     channels: int = 256,
     fc_dim: int = 1024,
     num_classes: int = 80,
     mask_channels: int = 0,
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes: by default Faster R-CNN R50, with ``mask_channels`` a mask head as well."""
+    """Names and shapes: by default Faster R-CNN R50, with ``mask_channels`` a mask head as well.
+
+    ``res2`` are the channels of the first stage; the convolutions in a bottleneck have ``stem``.
+    """
     shapes = {}
 
     def layer(name: str, *weight: int, bias: bool = True) -> None:
@@ -29,12 +34,11 @@ def published_shapes(
             shapes[f"{name}.{tensor}"] = (width,)
         shapes[f"{name}.num_batches_tracked"] = ()
 
-    layer("backbone.conv1", 64, 3, 7, 7, bias=False)
-    batch_norm("backbone.bn1", 64)
-    width, stage_widths = 64, []
+    layer("backbone.conv1", stem, 3, 7, 7, bias=False)
+    batch_norm("backbone.bn1", stem)
+    width, stage_widths = stem, []
     for stage, count in enumerate(blocks):
-        inner = 64 * 2**stage
-        outer = inner * 4 if bottleneck else inner
+        inner, outer = stem * 2**stage, res2 * 2**stage
         for index in range(count):
             block = f"backbone.layer{stage + 1}.{index}"
             if bottleneck:

@@ -98,7 +98,8 @@ def test_mask_rcnn_and_other_sizes():
             *("MODEL.ROI_HEADS.NUM_CLASSES", "3"),
         ],
     )
-    sizes = {"blocks": (2, 2, 2, 2), "bottleneck": False, "channels": 16, "fc_dim": 32}
+    sizes = {"blocks": (2, 2, 2, 2), "bottleneck": False, "res2": 64}
+    sizes |= {"channels": 16, "fc_dim": 32}
     published = random_weights(published_shapes(**sizes, num_classes=3, mask_channels=8))
     shapes = weight_shapes(cfg)
     ours, _ = convert_weights(published, shapes)

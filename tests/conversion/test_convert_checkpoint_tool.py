@@ -33,8 +33,8 @@ def run(monkeypatch):
 def tiny_published(tmp_path):
     """A published Mask R-CNN of the size of the tiny config."""
     shapes = published_shapes(
-        blocks=(2, 2, 2, 2),
-        bottleneck=False,
+        stem=8,
+        res2=16,
         channels=16,
         fc_dim=32,
         num_classes=2,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
-from lda_aqu.data.builtin import CAMVID_CLASSES, _panoptic_separated_metadata
+from lda_aqu.data.builtin import CAMVID_CLASSES
 from lda_aqu.data.glyphs import GLYPHS_CATEGORIES, generate_glyphs
+from lda_aqu.data.registration import panoptic_classes
 from PIL import Image
 
 GLYPHS_THINGS = [c for c in GLYPHS_CATEGORIES if c["isthing"]]
@@ -115,7 +116,7 @@ def test_the_numbers_in_the_files_are_those_of_the_metadata(datasets):
 
 
 def test_panoptic_classes_are_numbered_as_detectron2_numbers_coco():
-    ours = _panoptic_separated_metadata(COCO_CATEGORIES)
+    ours = panoptic_classes(COCO_CATEGORIES)
     theirs = MetadataCatalog.get("coco_2017_val_panoptic_separated").as_dict()
     assert len(ours.pop("stuff_classes")) == len(theirs["stuff_classes"]) == 54
     assert ours == {key: theirs[key] for key in ours}

@@ -74,14 +74,6 @@ def test_label_cut_short(label_file):
         read_label(path, (80, 50), range(3), 255)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_images_of_more_than_8_bits_are_refused(tmp_path, mode):
-    path = tmp_path / "image.tiff"
-    Image.fromarray(np.full((4, 6), 3000, np.int32)).convert(mode).save(path)
-    with pytest.raises(InputError, match=rf"image\.tiff' has values of .* 8 bits \(mode {mode}"):
-        image_size(path)
-
-
 def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InputError, match=r"pipe\.png' is no regular file"):

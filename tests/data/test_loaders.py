@@ -10,6 +10,7 @@ from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
 from lda_aqu.data import loaders
+from lda_aqu.data.images import ImageMapper
 from lda_aqu.data.loaders import EvaluationLoader, NamingMapper, TrainLoader, build_train_loader
 from lda_aqu.engine import load_config
 from lda_aqu.errors import InputError
@@ -140,7 +141,7 @@ def config(dataset: str, *opts: object):
 
 def test_a_truncated_file_from_the_config(damaged):
     cfg = config(damaged)
-    mapper = loaders.DatasetMapper(cfg, is_train=True)
+    mapper = ImageMapper(cfg, is_train=True)
     with pytest.raises(InputError, match=rf"dataset {damaged}: image file '.*/3\.png'"):
         draw(build_train_loader(cfg, mapper, 2), 4)
     cfg = config(damaged, "DATALOADER.SKIP_UNREADABLE", True)
@@ -159,7 +160,7 @@ def test_annotations_that_are_gone_before_an_evaluation_are_named(tmp_path):
 def test_a_seed_gives_the_same_batches(tiny_config):
     def first_batch(seed: int) -> list[torch.Tensor]:
         cfg = load_config(str(tiny_config), ["SEED", str(seed)])
-        loader = build_train_loader(cfg, loaders.DatasetMapper(cfg, is_train=True), 6)
+        loader = build_train_loader(cfg, ImageMapper(cfg, is_train=True), 6)
         return [image["image"] for image in draw(loader, 1)[0]]
 
     assert all(map(torch.equal, first_batch(1), first_batch(1)))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
-from lda_aqu.data.glyphs import generate_glyphs
 from lda_aqu.engine import (
     check_datasets,
     load_config,
@@ -198,6 +197,7 @@ def test_images_that_cannot_be_trained_on(own):
     Image.fromarray(np.full((64, 96), 3000, np.uint16)).save(image)
     with pytest.raises(InputError, match=r"1 of 6 .*2\.png' has values of more than 8 bits"):
         check()
+    check("INPUT.VALUE_RANGE", "(0, 4095)")
     image.unlink()
     os.mkfifo(image)
     with pytest.raises(InputError, match=r"1 of 6 .*2\.png' is no regular file"):
@@ -246,21 +246,14 @@ MASK_RCNN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sound_glyphs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sound") / "glyphs"
-    generate_glyphs(root, 3, 1, size=64, seed=0)
-    return root
-
-
 @pytest.fixture
-def glyphs(tmp_path, sound_glyphs):
+def glyphs(tmp_path, tiny_glyphs):
     """A panoptic dataset, to damage: its folder, and a function that checks it.
 
     ``check(*opts, form=)`` with form "separated" (all labels) or "stuffonly" (semantic ones).
     """
     root = tmp_path / "glyphs"
-    shutil.copytree(sound_glyphs, root)
+    shutil.copytree(tiny_glyphs, root)
     metadata = MetadataCatalog.get("glyphs_panoptic_train").as_dict()
     keys = ("classes", "colors", "dataset_id_to_contiguous_id")
     register_coco_panoptic_separated(

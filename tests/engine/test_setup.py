@@ -75,21 +75,6 @@ def test_own_dataset_is_registered_once(tiny_config, tiny_coco):
     assert MetadataCatalog.get("tiny").thing_classes == ["box", "disc"]
 
 
-@pytest.mark.parametrize(
-    "entry, message",
-    [
-        ("{ANNOTATIONS: a.json}", "own: needs the keys ANNOTATIONS and IMAGES"),
-        ("{ANNOTATIONS: a.json, IMAGES: i}", "own.ANNOTATIONS: '.*a.json' does not exist"),
-        ("3", "own: needs the keys"),
-    ],
-)
-def test_bad_own_dataset(tmp_path, entry, message):
-    path = tmp_path / "own.yaml"
-    path.write_text(f"DATASETS: {{COCO_FORMAT: {{own: {entry}}}}}")
-    with pytest.raises(InputError, match=message):
-        load_config(str(path), [])
-
-
 def test_own_dataset_may_not_take_a_name(tmp_path, tiny_coco):
     path = tmp_path / "own.yaml"
     path.write_text(

@@ -7,6 +7,7 @@ import torch
 from lda_aqu import build_upsampler
 from lda_aqu.errors import InputError
 from randomized import randomized
+from torch import nn
 from torch.nn import functional as F
 
 FORMS = list(itertools.product(("lp", "pl"), (False, True)))
@@ -85,6 +86,23 @@ def test_published_parameters(style, dynamic, count):
     assert sum(p.numel() for p in module.parameters()) == count
     names = ["offset.weight", "offset.bias"] + ["scope.weight"] * dynamic
     assert list(module.state_dict()) == names
+
+
+@pytest.mark.parametrize("style, dynamic", FORMS)
+def test_published_states_are_loaded_strictly(style, dynamic):
+    """With their ``init_pos``, also as a part of a network; with no other key that is not here."""
+    options = {"style": style, "dynamic_scope": dynamic}
+    module = nn.Sequential(randomized("DySample", 16, **options))
+    state = module.state_dict()
+    published = {**state, "0.init_pos": torch.zeros(1, 2 * 4 * 4, 1, 1)}
+    loaded = nn.Sequential(build_upsampler("DySample", 16, **options))
+    loaded.load_state_dict(published)
+    x = torch.randn(1, 16, 3, 4)
+    assert torch.equal(loaded(x), module(x))
+    assert "0.init_pos" in published and list(loaded.state_dict()) == list(state)
+    for key in ("init_pos", "0.scope.bias"):
+        with pytest.raises(RuntimeError, match=f"Unexpected key.*{key}"):
+            loaded.load_state_dict({**state, key: torch.zeros(32)})
 
 
 def test_positions_are_in_float32_in_half_precision():

@@ -6,12 +6,14 @@ from lda_aqu import build_upsampler
 
 
 def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
-    """FADE of one image, (C, H, W) and (C, Y, X), in loops."""
+    """FADE or FADE-Lite of one image, (C, H, W) and (C, Y, X), in loops."""
     height, width = guide.shape[1:]
     encoder = state["content_encoder.weight"]
-    bias = state["guide_compressor.bias"][:, None, None]
-    fine = oracle.convolve(oracle.convolve(guide, state["guide_compressor.weight"]) + bias, encoder)
-    coarse = oracle.convolve(oracle.convolve(x, state["input_compressor.weight"]), encoder)
+    depthwise = encoder.shape[1] == 1
+    fine = oracle.convolve(guide, state["guide_compressor.weight"])
+    fine = oracle.convolve(fine + state["guide_compressor.bias"][:, None, None], encoder, depthwise)
+    coarse = oracle.convolve(x, state["input_compressor.weight"])
+    coarse = oracle.convolve(coarse, encoder, depthwise)
     k = round(len(encoder) ** 0.5)
     pixels = oracle.windows(x, (height, width), k)
     output = np.zeros(guide.shape)
@@ -28,17 +30,21 @@ def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.n
 
 
 @pytest.mark.parametrize(
-    "input_size, guide_size, options",
+    "name, options",
+    [("FADE", {"compressed_channels": 2}), ("FADE", {}), ("FADELite", {})],
+)
+@pytest.mark.parametrize(
+    "input_size, guide_size, others",
     [
         ((3, 4), (6, 8), {}),
         ((3, 4), (5, 8), {"gating": False}),
-        ((4, 3), (10, 7), {"kernel_size": 3, "encoder_kernel_size": 5, "compressed_channels": 2}),
+        ((4, 3), (10, 7), {"kernel_size": 3, "encoder_kernel_size": 5}),
         ((1, 2), (2, 4), {"encoder_kernel_size": 1}),
     ],
 )
-def test_matches_the_loops(input_size, guide_size, options):
+def test_matches_the_loops(name, options, input_size, guide_size, others):
     torch.manual_seed(0)
-    upsampler = build_upsampler("FADE", 6, **options).double()
+    upsampler = build_upsampler(name, 6, **options, **others).double()
     for parameter in upsampler.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))

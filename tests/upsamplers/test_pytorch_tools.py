@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 CHANNELS = 32
 ATTENTION = ("LDAAQU", "LAU", "GuidedLDAAQU")
-OPERATORS = (*ATTENTION, "CARAFE", "SAPAB", "FADE", "A2U")
+OPERATORS = (*ATTENTION, "CARAFE", "DLU", "SAPAB", "FADE", "FADELite", "FreqFusion", "A2U")
 LAYERS = {
     "LDAAQU": ("layer_norm", "proj_q", "proj_k", *(f"conv_offset.{i}" for i in range(4))),
     "LAU": ("layer_norm.norm", "proj_q", "proj_k"),

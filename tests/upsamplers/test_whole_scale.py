@@ -8,7 +8,7 @@ from randomized import randomized
 from torch import nn
 from torch.nn import functional as F
 
-NAMES = ["CARAFE", "Deconv", "DySample", "PixelShuffle"]
+NAMES = ["CARAFE", "DLU", "Deconv", "DySample", "PixelShuffle"]
 
 
 @pytest.mark.parametrize("name", NAMES)

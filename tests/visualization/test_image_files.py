@@ -3,10 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lda_aqu.data.images import read_image_file
 from lda_aqu.data.label_files import UnreadableImageError
 from lda_aqu.errors import InputError
 from lda_aqu.visualization import find_images
-from lda_aqu.visualization.image_files import picture_names, read_image_file
+from lda_aqu.visualization.image_files import picture_names
 from PIL import Image
 
 

@@ -43,3 +43,22 @@ def test_weights_must_be_there_and_fit(cfg, tmp_path):
     cfg.MODEL.WEIGHTS = str(tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"other\.pth"):
         build_predictor(cfg)
+
+
+def test_test_time_augmentation(tiny_config, tiny_weights, tiny_coco):
+    """One size and no mirror image change nothing; more do."""
+    image = {"file_name": str(tiny_coco / "images" / "0.png"), "height": 64, "width": 96}
+    plain, same, more = (
+        build_predictor(load_config(str(tiny_config), ["MODEL.WEIGHTS", str(tiny_weights), *opts]))(
+            image
+        )["instances"]
+        for opts in (
+            [],
+            ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", "False"],
+            ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)"],
+        )
+    )
+    assert len(plain) > 0 and (plain.pred_classes == same.pred_classes).all()
+    torch.testing.assert_close(same.pred_boxes.tensor, plain.pred_boxes.tensor)
+    assert torch.equal(same.pred_masks, plain.pred_masks)
+    assert len(more) != len(plain) or not torch.equal(more.scores, plain.scores)

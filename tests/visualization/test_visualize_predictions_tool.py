@@ -41,6 +41,23 @@ def test_a_folder_is_drawn_and_a_file_that_cannot_be_read_is_named(
     assert f"Could not be drawn: {broken}, {deep}, {thin}" in printed
 
 
+def test_an_image_of_16_bits_is_drawn_as_its_twin_of_8_bits(
+    run, tiny_config, tiny_weights, tmp_path
+):
+    images, output = tmp_path / "images", tmp_path / "drawn"
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96), dtype=np.uint8)
+    Image.fromarray(pixels * np.uint16(257)).save(images / "deep.png")
+    Image.fromarray(pixels).save(images / "twin.png")
+    status = run(
+        *("--config-file", tiny_config, "--weights", tiny_weights, "--input", images),
+        *("--output", output, "--score-threshold", "0", "INPUT.VALUE_RANGE", "[0, 65535]"),
+    )
+    assert status == 0
+    deep, twin = (np.asarray(Image.open(output / f"{name}.png")) for name in ("deep", "twin"))
+    assert np.array_equal(deep, twin)
+
+
 def test_a_dataset_is_drawn_beside_its_ground_truth(
     run, tiny_config, tiny_weights, tiny_coco, tmp_path
 ):

@@ -34,9 +34,41 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # The upsampler of the top-down path: a name in UPSAMPLER_REGISTRY. Read by the backbone
     # builders build_resnet_lda_aqu_fpn_backbone and build_retinanet_resnet_lda_aqu_fpn_backbone.
     cfg.MODEL.FPN.UPSAMPLER = "LDAAQU"
+    # Its bottom-up network: a builder in Detectron2's BACKBONE_REGISTRY, or one of those below.
+    # MODEL.FPN.IN_FEATURES are the names of its maps.
+    cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
     # Where the top-down path starts: "detectron2" (at P5; P6 and P7 are made from what is below)
     # or "published" (P6, and P7 in RetinaNet, are strided convolutions and are its top).
     cfg.MODEL.FPN.TOPOLOGY = "detectron2"
+
+    # build_swin_backbone: Swin-T; maps p0 to p3. Keys are arguments of Detectron2's class.
+    cfg.MODEL.SWIN = node()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # build_mvit_backbone: MViTv2-T; maps scale2 to scale5.
+    cfg.MODEL.MVIT = node()
+    cfg.MODEL.MVIT.EMBED_DIM = 96
+    cfg.MODEL.MVIT.DEPTH = 10
+    cfg.MODEL.MVIT.NUM_HEADS = 1
+    cfg.MODEL.MVIT.LAST_BLOCK_INDEXES = [0, 2, 7, 9]
+    cfg.MODEL.MVIT.DROP_PATH_RATE = 0.2
+    # build_regnet_backbone: RegNetX-4GF; maps s1 to s4. Y models have an SE_RATIO of 0.25.
+    cfg.MODEL.REGNET = node()
+    cfg.MODEL.REGNET.STEM_WIDTH = 32
+    cfg.MODEL.REGNET.DEPTH = 23
+    cfg.MODEL.REGNET.W_A = 38.65
+    cfg.MODEL.REGNET.W_0 = 96
+    cfg.MODEL.REGNET.W_M = 2.43
+    cfg.MODEL.REGNET.GROUP_WIDTH = 40
+    cfg.MODEL.REGNET.SE_RATIO = 0.0
+    # build_timm_backbone: a network of timm by its name, with timm's weights or without; maps res2
+    # to res5 as a rule.
+    cfg.MODEL.TIMM = node()
+    cfg.MODEL.TIMM.NAME = "resnet50"
+    cfg.MODEL.TIMM.PRETRAINED = False
 
     # The upsampler of each 2x step in the semantic head: those of UpsamplerSemSegFPNHead's
     # branches, those of UPerNetHead's top-down path.
@@ -62,6 +94,9 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # The upsampler of UpsamplerMaskRCNNConvHead, from the pooled size to twice that.
     cfg.MODEL.ROI_MASK_HEAD.UPSAMPLER = "LDAAQU"
 
+    # The values, [low, high], that become 0 and 255 where an image has more than 8 bits, in grey;
+    # those between are mapped linearly, those beyond clipped. Without it such images are refused.
+    cfg.INPUT.VALUE_RANGE = []
     # Random changes of brightness, contrast, saturation and hue while a SemanticSegmentor trains.
     cfg.INPUT.COLOR_AUG_SSD = False
 
@@ -92,8 +127,12 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
                 "give it a config_node of its own"
             )
 
-    # A user's own datasets in COCO format, registered under the names of the entries:
-    #   COCO_FORMAT: {pets_train: {ANNOTATIONS: pets/train.json, IMAGES: pets/images}, ...}
+    # A user's own datasets, registered under the names of the entries, {name: {key: value}, ...}.
+    # Instances have ANNOTATIONS, a JSON file in COCO's format, and IMAGES, a folder. Panoptic ones
+    # have, as well, PANOPTIC_ANNOTATIONS, a JSON file in COCO's panoptic format, PANOPTIC_LABELS,
+    # the folder of its PNGs, and SEMANTIC_LABELS, a folder of PNGs in which 0 is any thing, 1 and
+    # up are stuff in the order of the ids, and 255 is ignored. Semantic ones have IMAGES,
+    # SEMANTIC_LABELS, with an index of CLASSES, a list of names, or IGNORE_VALUE (255) each.
     # Relative paths are relative to $DETECTRON2_DATASETS ("datasets" where it is not set).
     cfg.DATASETS.COCO_FORMAT = node(new_allowed=True)
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 LDA_AQU_PAPER = "Du et al., LDA-AQU, ACM MM 2024"
 FREQFUSION_TABLE = "table of the FreqFusion repository, Chen et al., TPAMI 2024"
+DLU_TABLE = "table of the DLU repository, Fu et al., ICPR 2024"
 
 
 class Published(NamedTuple):
@@ -20,16 +21,19 @@ class Published(NamedTuple):
 
 ADDED = (
     f"published: parameters of 4 in Faster R-CNN, which has 46.8 M with nearest ({LDA_AQU_PAPER}), "
-    f"or of 3 in Panoptic FPN ({FREQFUSION_TABLE}; of A2U the weights of convolutions alone)"
+    f"or of 3 in Panoptic FPN ({FREQFUSION_TABLE}; of A2U the weights of convolutions alone); of "
+    f"DLU the size of 4 in Faster R-CNN, in float32 ({DLU_TABLE})"
 )
 PUBLISHED_FIGURES = {
     "Nearest": Published("nearest", 37.5, LDA_AQU_PAPER),
     "Deconv": Published("Deconv", 37.3, FREQFUSION_TABLE, "3: 1.8 M"),
     "PixelShuffle": Published("PixelShuffle", 37.5, FREQFUSION_TABLE, "3: 7.1 M"),
     "CARAFE": Published("CARAFE", 38.6, LDA_AQU_PAPER, "3: 0.2 M"),
+    "DLU": Published("DLU", 38.6, DLU_TABLE, "4: 0.6 MB"),
     "IndexNet": Published("IndexNet", 37.6, FREQFUSION_TABLE, "3: 6.3 M"),
     "A2U": Published("A2U", 37.3, FREQFUSION_TABLE, "3: 29.2 K"),
     "FADE": Published("FADE", 38.5, FREQFUSION_TABLE, "3: 0.1 M"),
+    "FreqFusion": Published("FreqFusion", 39.4, FREQFUSION_TABLE, "3: 0.3 M"),
     "SAPAB": Published("SAPA-B", 37.8, FREQFUSION_TABLE, "3: 0.1 M"),
     "DySample:style=pl,num_groups=8,dynamic_scope=true": Published(
         "DySample-S+", 38.6, FREQFUSION_TABLE, "3: 6.2 K"

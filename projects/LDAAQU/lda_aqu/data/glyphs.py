@@ -38,6 +38,7 @@ from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ..errors import InputError
+from .label_files import IGNORE_LABEL
 from .panoptic_files import id2rgb
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ GLYPHS_CATEGORIES: list[dict[str, Any]] = [
 ]
 
 SPLITS = ("train", "val")
-
-IGNORE_LABEL = 255
 
 RECORD_NAME = "glyphs.json"
 

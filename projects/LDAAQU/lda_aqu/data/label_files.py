@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -12,11 +13,16 @@ from ..errors import InputError
 # What Pillow raises for files that are missing, cut short or no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+IGNORE_LABEL = 255
+"""The semantic label of what has no class, unless a dataset says otherwise."""
+
 _MAX_SHOWN = 8
 
 
 class UnreadableImageError(InputError):
-    """An image file that is missing, cut short, of more than 8 bits, or no image at all."""
+    """An image file that is missing, cut short, of too many bits, or no image at all."""
 
 
 @contextmanager
@@ -31,25 +37,37 @@ def _open(file: str, path: str | os.PathLike) -> Iterator[Image.Image]:
         raise UnreadableImageError(f"{file} cannot be read: {error}") from error
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of an image, turned as its EXIF orientation says, from its header alone.
+class ImageHeader(NamedTuple):
+    """What an image file says of itself before its pixels."""
+
+    size: tuple[int, int]
+    """(width, height), turned as its EXIF orientation says."""
+    mode: str
+    """Pillow's name of the pixels it makes of it."""
+    stored_as: str
+    """Pillow's name of how the file holds them, e.g. "RGB;16B"; it may be within other text."""
+
+
+def read_header(path: str | os.PathLike) -> ImageHeader:
+    """Read the header of an image file.
 
     Raises:
-        UnreadableImageError: the file cannot be read, or its values are of more than 8 bits.
+        UnreadableImageError: the file cannot be read.
     """
-    file = f"image file {str(path)!r}"
-    with _open(file, path) as image:
-        mode, (width, height) = image.mode, image.size
+    with _open(f"image file {str(path)!r}", path) as image:
+        width, height = image.size
+        stored_as = str([tile[3] for tile in image.tile])
         try:
             on_its_side = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
         except Exception:  # Detectron2 takes an image whose EXIF is damaged as it is
             on_its_side = False
-    if mode.startswith(("I", "F")):
-        raise UnreadableImageError(
-            f"{file} has values of more than 8 bits (mode {mode}), which would be clipped at 255: "
-            "scale them to 8 bits, all images alike"
-        )
-    return (height, width) if on_its_side else (width, height)
+        size = (height, width) if on_its_side else (width, height)
+        return ImageHeader(size, image.mode, stored_as)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of an image: see :func:`read_header`."""
+    return read_header(path).size
 
 
 def read_pixels(file: str, path: str | os.PathLike, mode: str, size: tuple[int, int]) -> np.ndarray:

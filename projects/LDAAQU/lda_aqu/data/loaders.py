@@ -17,7 +17,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
 )
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import InputError
 from ..random_seeds import derive_seed, seeded
+from .images import ImageMapper
 from .label_files import UNREADABLE, image_size
 from .records import Record, load_records
 
@@ -256,7 +256,7 @@ class EvaluationLoader:
     def __init__(self, cfg: CfgNode, dataset_name: str) -> None:
         self._loader = build_detection_test_loader(
             load_records(dataset_name),
-            mapper=NamingMapper(DatasetMapper(cfg, is_train=False), dataset_name),
+            mapper=NamingMapper(ImageMapper(cfg, is_train=False), dataset_name),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 

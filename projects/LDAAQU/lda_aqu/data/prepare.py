@@ -18,12 +18,10 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from .json_files import read_json
-from .label_files import first_few, image_size, read_label
+from .label_files import IGNORE_LABEL, first_few, image_size, read_label
 from .panoptic_files import read_segment_ids
 
 logger = logging.getLogger(__name__)
-
-IGNORED = 255
 
 ADE20K_SPLITS = ("training", "validation")
 ADE20K_NUM_CLASSES = 150
@@ -134,7 +132,7 @@ def _read_panoptic_json(json_file: Path) -> dict[str, tuple[tuple[int, int], dic
 def _stuff_labels(json_file: Path, categories: list[dict[str, Any]]) -> dict[int, int]:
     """The semantic label of each category id."""
     stuff = sorted(category["id"] for category in categories if not category["isthing"])
-    if len(stuff) >= IGNORED:
+    if len(stuff) >= IGNORE_LABEL:
         raise InputError(
             f"{str(json_file)!r} has {len(stuff)} kinds of stuff; labels of 8 bits allow 254"
         )
@@ -145,7 +143,7 @@ def _stuff_labels(json_file: Path, categories: list[dict[str, Any]]) -> dict[int
 def _make_stuff_label(panoptic: Path, size: tuple[int, int], labels: dict[int, int]) -> np.ndarray:
     """The label of each pixel of a panoptic PNG, given the label of each segment id."""
     ids, places = np.unique(read_segment_ids(panoptic, size, labels), return_inverse=True)
-    known = {0: IGNORED} | labels
+    known = {0: IGNORE_LABEL} | labels
     return np.array([known[segment_id] for segment_id in ids.tolist()], np.uint8)[places]
 
 

@@ -50,6 +50,8 @@ def load_records(name: str) -> list[Record]:
     source = metadata.get("json_file") or folder or name
     try:
         records = DatasetCatalog.get(name)
+    except InputError as error:
+        raise InputError(f"dataset {name}: {error}") from error
     # Whatever is raised while files of any origin are parsed says that they cannot be used.
     except Exception as error:
         key = str(error.args[0]) if isinstance(error, KeyError) else ""

@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..errors import InputError, shorten
+from ..modeling import AUGMENTED
 from .config_merge import leaves
 
 # A value, or each element of a list, must be so.
@@ -18,7 +19,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "MODEL.RPN.POST_NMS_TOPK_TEST MODEL.RPN.POST_NMS_TOPK_TRAIN "
         "MODEL.RPN.PRE_NMS_TOPK_TEST MODEL.RPN.PRE_NMS_TOPK_TRAIN "
         "SOLVER.ACCUMULATION_STEPS SOLVER.CHECKPOINT_PERIOD SOLVER.MAX_ITER "
-        "TEST.DETECTIONS_PER_IMAGE",
+        "TEST.AUG.MAX_SIZE TEST.AUG.MIN_SIZES TEST.DETECTIONS_PER_IMAGE",
         lambda value: value >= 1,
         "at least 1",
     ),
@@ -49,7 +50,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("INPUT.FORMAT", ("BGR", "RGB", "L", "YUV-BT.601").__contains__, "BGR, RGB, L or YUV-BT.601"),
     ("INPUT.MASK_FORMAT", ("polygon", "bitmask").__contains__, "polygon or bitmask"),
     (
-        "MODEL.KEYPOINT_ON MODEL.LOAD_PROPOSALS TEST.AUG.ENABLED",
+        "MODEL.KEYPOINT_ON MODEL.LOAD_PROPOSALS",
         operator.not_,
         "False: it is not supported",
     ),
@@ -75,8 +76,20 @@ def check_values(cfg: CfgNode) -> None:
             value = attrgetter(key)(cfg)
             if not all(map(holds, leaves(value))):
                 raise InputError(f"{key} {shorten(value)} must be {allowed}")
-    if not cfg.INPUT.MIN_SIZE_TRAIN:
-        raise InputError("INPUT.MIN_SIZE_TRAIN is empty: it must have one value or more")
+    for key in ("INPUT.MIN_SIZE_TRAIN", "TEST.AUG.MIN_SIZES"):
+        if attrgetter(key)(cfg) in ((), []):
+            raise InputError(f"{key} is empty: it must have one value or more")
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE not in AUGMENTED:
+        raise InputError(
+            f"TEST.AUG.ENABLED True: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no "
+            f"test-time augmentation; allowed are {', '.join(AUGMENTED)}"
+        )
+    value_range = cfg.INPUT.VALUE_RANGE
+    numbers = all(type(value) in (int, float) for value in value_range)
+    if value_range and not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
+        raise InputError(
+            f"INPUT.VALUE_RANGE {value_range} must be empty, or two numbers, the lower one first"
+        )
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     if len(cfg.MODEL.PIXEL_MEAN) != channels:
         raise InputError(

@@ -12,6 +12,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 
 from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
+from ..data.images import is_deep
 from ..data.label_files import image_size, read_label
 from ..data.records import Record, check_dataset_name, check_objects, load_records
 from ..errors import InputError
@@ -183,7 +184,7 @@ def _check_pairs(name: str, metadata: Metadata, records: list[Record]) -> None:
 
 
 def _check_images(cfg: CfgNode, name: str, records: list[Record], *, evaluated: bool) -> None:
-    """Raise InputError unless the images are of the size that the annotations say.
+    """Raise InputError unless the images are of the size that the annotations say, and of few bits.
 
     Only their headers are read. With ``DATALOADER.SKIP_UNREADABLE`` those that cannot be read are
     passed over, as they are in training.
@@ -196,6 +197,7 @@ def _check_images(cfg: CfgNode, name: str, records: list[Record], *, evaluated: 
     def check(record: Record) -> None:
         try:
             width, height = image_size(record["file_name"])
+            is_deep(record["file_name"], cfg.INPUT.VALUE_RANGE)
         except InputError:
             if skip and os.path.exists(record["file_name"]):
                 return

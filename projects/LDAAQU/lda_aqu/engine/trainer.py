@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -16,10 +15,12 @@ from detectron2.solver import LRScheduler
 from detectron2.utils import comm
 from torch import distributed, nn
 
+from ..data.images import ImageMapper
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
 from ..errors import mistake_in, shorten
 from ..evaluation import build_evaluator, primary_metric
+from ..modeling import augmented
 from .accumulating_trainer import AccumulatingTrainer
 from .checkpoint import Checkpointer
 from .divergence import divergence
@@ -127,25 +128,30 @@ class Trainer(DefaultTrainer):
         super().after_train()
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks; those of this package for faults; one for the best checkpoint."""
+        """Detectron2's hooks; those of this package for faults; one for the best checkpoint.
+
+        With ``TEST.AUG.ENABLED`` there is, at the end, one more evaluation, :meth:`test_with_TTA`.
+        """
         result = super().build_hooks()
+        writers = [hook for hook in result if isinstance(hook, hooks.PeriodicWriter)]
         if self.cfg.DATASETS.TEST and comm.is_main_process():
             best = BestCheckpointer(
                 self.cfg.TEST.EVAL_PERIOD,
                 Checkpointer(self.model, self.cfg.OUTPUT_DIR, resumable=False),
                 primary_metric(self.cfg),
             )
-            # After the evaluation, before the writers.
-            result.insert(len(result) - 1, best)
+            result.append(best)
+        if self.cfg.TEST.AUG.ENABLED:
+            result.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         # A checkpoint says that all before it was done and written: what comes after it, an
         # evaluation for instance, would be lost where a run is killed right then.
         saving = [hook for hook in result if isinstance(hook, hooks.PeriodicCheckpointer)]
-        others = [hook for hook in result if hook not in saving]
+        others = [hook for hook in result if hook not in saving + writers]
         last = [Preemption(self.checkpointer)]
         if comm.is_main_process():
             last.append(OutputFolderStays(self.checkpointer))
         self._exact_resume = ExactResume(self.cfg)
-        return [self._exact_resume, *others, *saving, *last]
+        return [self._exact_resume, *others, *writers, *saving, *last]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -165,7 +171,7 @@ class Trainer(DefaultTrainer):
         augmentations = {}
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
             augmentations["augmentations"] = build_semantic_augmentation(cfg)
-        mapper = DatasetMapper(cfg, is_train=True, **augmentations)
+        mapper = ImageMapper(cfg, is_train=True, **augmentations)
         total_batch_size = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS
         return build_train_loader(cfg, mapper, total_batch_size)
 
@@ -200,6 +206,23 @@ class Trainer(DefaultTrainer):
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
+        """The results of :meth:`test` with test-time augmentation, as Detectron2 names them.
+
+        Args:
+            cfg: the config, with ``TEST.AUG``.
+            model: the model without augmentation.
+
+        Returns:
+            ``{"bbox_TTA": {"AP": ...}, ...}``; where there are several test datasets, it is their
+            names that end in ``_TTA``.
+        """
+        logger.info("Evaluating with test-time augmentation: %s", dict(cfg.TEST.AUG))
+        evaluators = [build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, augmented(cfg, model), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -61,10 +61,10 @@ def evaluated_tasks(cfg: CfgNode, dataset_name: str) -> list[str]:
     return tasks
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
     """The evaluators of what the dataset has labels for and the model predicts.
 
-    They write to OUTPUT_DIR/inference. The dataset's ``evaluator_type`` is one of
+    They write to ``folder`` in OUTPUT_DIR. The dataset's ``evaluator_type`` is one of
 
     - ``coco``: box AP, and mask AP if ``MODEL.MASK_ON``. COCO counts 100 detections an image;
       where ``TEST.DETECTIONS_PER_IMAGE`` is larger, that many.
@@ -75,7 +75,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Raises:
         InputError: the dataset has another type, or none, or no labels for the model's predictions.
     """
-    return _Evaluators(dataset_name, list(build_evaluators(cfg, dataset_name).values()))
+    return _Evaluators(dataset_name, list(build_evaluators(cfg, dataset_name, folder).values()))
 
 
 class _Evaluators(DatasetEvaluators):
@@ -109,7 +109,9 @@ class _Evaluators(DatasetEvaluators):
             raise InputError(f"dataset {self._name} cannot be evaluated: {cause}") from error
 
 
-def build_evaluators(cfg: CfgNode, dataset_name: str) -> dict[str, DatasetEvaluator]:
+def build_evaluators(
+    cfg: CfgNode, dataset_name: str, folder: str = "inference"
+) -> dict[str, DatasetEvaluator]:
     """The evaluators of :func:`build_evaluator` by their task: see LABELS.
 
     Each has a method ``check_ground_truth``, which evaluates the ground truth of an image as if it
@@ -118,7 +120,7 @@ def build_evaluators(cfg: CfgNode, dataset_name: str) -> dict[str, DatasetEvalua
     evaluators = {}
     for task in evaluated_tasks(cfg, dataset_name):
         try:
-            evaluators[task] = _build_one(cfg, dataset_name, task)
+            evaluators[task] = _build_one(cfg, dataset_name, task, folder)
         # Whatever is raised while files of any origin are parsed says that they cannot be used.
         except Exception as error:
             source = MetadataCatalog.get(dataset_name).get(SOURCES[task])
@@ -143,9 +145,9 @@ def primary_metric(cfg: CfgNode) -> str:
     return "/".join([*_subfolder(cfg, cfg.DATASETS.TEST[0]), metric])
 
 
-def _build_one(cfg: CfgNode, dataset_name: str, task: str) -> DatasetEvaluator:
+def _build_one(cfg: CfgNode, dataset_name: str, task: str, folder: str) -> DatasetEvaluator:
     """The evaluator of one of the tasks in LABELS."""
-    output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", *_subfolder(cfg, dataset_name))
+    output_dir = os.path.join(cfg.OUTPUT_DIR, folder, *_subfolder(cfg, dataset_name))
     if task == "panoptic_seg":
         return PanopticEvaluator(dataset_name, output_dir)
     if task == "sem_seg":

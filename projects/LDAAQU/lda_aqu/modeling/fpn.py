@@ -6,12 +6,11 @@ import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from ..config import build_upsampler_from_config
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..upsamplers import upsample_to
 
 TOPOLOGIES = ("detectron2", "published")
@@ -116,6 +115,23 @@ class UpsamplerFPN(FPN):
         return dict(zip(self._out_features, results, strict=True))
 
 
+def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    name = cfg.MODEL.FPN.BOTTOM_UP
+    if name not in BACKBONE_REGISTRY:
+        known = [builder for builder, _ in BACKBONE_REGISTRY]
+        raise InputError(
+            f"MODEL.FPN.BOTTOM_UP {name!r} is not in BACKBONE_REGISTRY{did_you_mean(name, known)}"
+        )
+    bottom_up = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in bottom_up.output_shape()]
+    if missing:
+        raise InputError(
+            f"MODEL.FPN.IN_FEATURES {missing[0]!r}: MODEL.FPN.BOTTOM_UP {name} gives "
+            f"{', '.join(bottom_up.output_shape())}"
+        )
+    return bottom_up
+
+
 def _build_fpn(
     cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module, num_top_levels: int
 ) -> UpsamplerFPN:
@@ -144,14 +160,15 @@ def _build_fpn(
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_lda_aqu_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> UpsamplerFPN:
-    """ResNet-FPN of the R-CNNs, P2 to P6; as Detectron2's ``build_resnet_fpn_backbone``.
+    """FPN of the R-CNNs, P2 to P6; as Detectron2's ``build_resnet_fpn_backbone``.
 
-    The upsampler is ``MODEL.FPN.UPSAMPLER``, the topology ``MODEL.FPN.TOPOLOGY``.
+    The bottom-up network is ``MODEL.FPN.BOTTOM_UP``, a ResNet by default, the upsampler
+    ``MODEL.FPN.UPSAMPLER``, the topology ``MODEL.FPN.TOPOLOGY``.
 
     Raises:
-        InputError: the config names an upsampler or a topology that cannot be built.
+        InputError: the config names one of them that cannot be built.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
+    bottom_up = _build_bottom_up(cfg, input_shape)
     return _build_fpn(cfg, bottom_up, LastLevelMaxPool(), 1)
 
 
@@ -159,13 +176,15 @@ def build_resnet_lda_aqu_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> U
 def build_retinanet_resnet_lda_aqu_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> UpsamplerFPN:
-    """ResNet-FPN of RetinaNet, P3 to P7; as Detectron2's ``build_retinanet_resnet_fpn_backbone``.
+    """FPN of RetinaNet, P3 to P7; as Detectron2's ``build_retinanet_resnet_fpn_backbone``.
 
-    The upsampler is ``MODEL.FPN.UPSAMPLER``, the topology ``MODEL.FPN.TOPOLOGY``.
+    Its parts are named as those of :func:`build_resnet_lda_aqu_fpn_backbone`.
 
     Raises:
-        InputError: the config names an upsampler or a topology that cannot be built.
+        InputError: the config names one of them that cannot be built.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
-    c5_channels = bottom_up.output_shape()["res5"].channels
-    return _build_fpn(cfg, bottom_up, LastLevelP6P7(c5_channels, cfg.MODEL.FPN.OUT_CHANNELS), 2)
+    bottom_up = _build_bottom_up(cfg, input_shape)
+    top = cfg.MODEL.FPN.IN_FEATURES[-1]
+    top_channels = bottom_up.output_shape()[top].channels
+    top_block = LastLevelP6P7(top_channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=top)
+    return _build_fpn(cfg, bottom_up, top_block, 2)

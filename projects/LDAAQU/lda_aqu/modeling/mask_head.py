@@ -26,7 +26,7 @@ class UpsamplerMaskRCNNConvHead(MaskRCNNConvUpsampleHead):
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, upsampler: nn.Module, **kwargs: Any) -> None:
-        super().__init__(input_shape, **kwargs)
+        super().__init__(input_shape=input_shape, **kwargs)
         self.deconv = upsampler
 
     @classmethod

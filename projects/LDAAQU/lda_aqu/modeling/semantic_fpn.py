@@ -40,7 +40,7 @@ class UpsamplerSemSegFPNHead(SemSegFPNHead):
         logits_upsampler: nn.Module,
         **kwargs: Any,
     ) -> None:
-        super().__init__(input_shape, **kwargs)
+        super().__init__(input_shape=input_shape, **kwargs)
         for scale_head in self.scale_heads:
             for index, layer in enumerate(scale_head):
                 if isinstance(layer, nn.Upsample):

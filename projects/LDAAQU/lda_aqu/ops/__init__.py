@@ -2,6 +2,7 @@
 
 from .attention import local_deformable_attention
 from .backends import BACKEND_CHOICES, BACKENDS, check_backend
+from .bilinear_sampling import sample_bilinear
 from .offset_network import predict_offsets
 from .projection import project_normalized
 from .reassembly import reassemble, similarity
@@ -15,6 +16,7 @@ __all__ = [
     "predict_offsets",
     "project_normalized",
     "reassemble",
+    "sample_bilinear",
     "similarity",
     "standard_operators",
 ]

@@ -23,7 +23,8 @@ class DySample(WholeScaleUpsampler):
     The paper's names, with the parameters at 256 channels and 4 groups: DySample is "lp" (8,224),
     DySample+ "lp" with the dynamic scope (16,416), DySample-S "pl" (520), DySample-S+ "pl" with
     the dynamic scope (1,032). Parameter names, shapes and initial values are those of the
-    published implementation (tiny-smart/dysample), which also stores a constant, ``init_pos``.
+    published implementation (tiny-smart/dysample). Its checkpoints hold a constant besides,
+    ``init_pos``, which is left aside when they are loaded.
     Other sizes of output: see :class:`WholeScaleUpsampler`.
 
     Args:
@@ -69,6 +70,7 @@ class DySample(WholeScaleUpsampler):
             channels = (in_channels // block, 2 * num_groups)
         self.offset = nn.Conv2d(*channels, 1)
         self.scope = nn.Conv2d(*channels, 1, bias=False) if dynamic_scope else None
+        self.register_load_state_dict_pre_hook(_leave_out_init_pos)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,3 +108,10 @@ class DySample(WholeScaleUpsampler):
         grid_x = columns + 2 / width * offsets_x
         grid_y = rows[:, None] + 2 / height * offsets_y
         return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
+
+
+def _leave_out_init_pos(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Before a state is loaded: drop what follows from the scale factor."""
+    state_dict.pop(f"{prefix}init_pos", None)

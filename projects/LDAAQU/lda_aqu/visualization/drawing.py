@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..data.images import read_image_file
 from ..data.label_files import UnreadableImageError
 from ..errors import InputError
-from .image_files import CONTACT_SHEET, picture_names, read_image_file
+from .image_files import CONTACT_SHEET, picture_names
 from .layout import captioned, contact_sheet, side_by_side
 from .predictions import draw_ground_truth, draw_predictions, prediction_kind
 
@@ -54,6 +56,7 @@ def draw_to_folder(
     metadata: Metadata,
     output: Path,
     score_threshold: float = 0.5,
+    value_range: Sequence[float] = (),
 ) -> list[str]:
     """Save a PNG for each image and a contact sheet of the first ones.
 
@@ -67,6 +70,7 @@ def draw_to_folder(
         output: an existing folder, see :func:`prepare_output`. The pictures are called as
             :func:`~.image_files.picture_names` says.
         score_threshold: of instances, in [0, 1].
+        value_range: ``INPUT.VALUE_RANGE``, for images of more than 8 bits.
 
     Returns:
         The image files that could not be drawn.
@@ -76,7 +80,8 @@ def draw_to_folder(
     with logging_redirect_tqdm([logging.getLogger("lda_aqu")]):
         for dataset_dict, name in zip(tqdm(dataset_dicts, "drawing"), names, strict=True):
             try:
-                picture = _draw(dataset_dict, predict, metadata, score_threshold)
+                image = read_image_file(dataset_dict["file_name"], "RGB", value_range)
+                picture = _draw(image, dataset_dict, predict, metadata, score_threshold)
             except UnreadableImageError as error:
                 logger.error("%s", error)
                 failed.append(dataset_dict["file_name"])
@@ -91,13 +96,13 @@ def draw_to_folder(
 
 
 def _draw(
+    image: np.ndarray,
     dataset_dict: dict[str, Any],
     predict: Callable[[dict[str, Any]], dict[str, Any]],
     metadata: Metadata,
     score_threshold: float,
 ) -> Image.Image:
     file = dataset_dict["file_name"]
-    image = read_image_file(file, "RGB")
     height, width = image.shape[:2]
     stated = dataset_dict.get("height", height), dataset_dict.get("width", width)
     if stated != (height, width):

@@ -5,15 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import read_image
 
-from ..data.label_files import UNREADABLE, UnreadableImageError, image_size
+from ..data.images import ImageMapper
+from ..data.label_files import IMAGE_SUFFIXES, UNREADABLE, UnreadableImageError
 from ..errors import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CONTACT_SHEET = Path("contact_sheet.png")
 
 
@@ -69,7 +66,7 @@ def build_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
     It raises an UnreadableImageError, naming the file, where the image cannot be prepared.
     """
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = ImageMapper(cfg, is_train=False)
 
     def prepare(dataset_dict: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -80,23 +77,3 @@ def build_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
             ) from error
 
     return prepare
-
-
-def read_image_file(path: str, format: str | None) -> np.ndarray:
-    """Read an image, turned as its EXIF orientation says.
-
-    Args:
-        path: the file.
-        format: "RGB", "BGR", or None for the stored values (labels).
-
-    Returns:
-        uint8, (H, W, 3), or (H, W) for labels of one channel.
-
-    Raises:
-        UnreadableImageError: naming the file and what is wrong with it.
-    """
-    image_size(path)
-    try:
-        return read_image(path, format)
-    except UNREADABLE as error:
-        raise UnreadableImageError(f"image file {path!r} cannot be read: {error}") from error

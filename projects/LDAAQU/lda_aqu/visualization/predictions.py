@@ -18,10 +18,10 @@ from detectron2.structures import BitMasks, BoxMode, Instances, polygons_to_bitm
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.images import read_image_file
 from ..data.label_files import UnreadableImageError
 from ..data.panoptic_files import rgb2id
 from ..errors import InputError
-from .image_files import read_image_file
 
 MIN_SIDE = 360  # pixels
 MAX_SIDE = 8192
@@ -120,6 +120,7 @@ def draw_ground_truth(
         things = _from_annotations(dataset_dict["annotations"], image)
     elif kind == "sem_seg" and "sem_seg_file_name" in dataset_dict:
         stuff = _read_labels(dataset_dict["sem_seg_file_name"], image)
+        stuff = np.where(stuff == metadata.get("ignore_label"), _NO_STUFF, stuff)
     else:
         return None
     return _draw(image, metadata, things=things, stuff=stuff)
@@ -177,7 +178,7 @@ def _split_segments(
 
 
 def _read_labels(path: str, image: np.ndarray) -> np.ndarray:
-    labels = read_image_file(path, format=None)
+    labels = read_image_file(path, None)
     if labels.shape[:2] != image.shape[:2]:
         raise UnreadableImageError(
             f"labels {path} are {labels.shape[:2]}, their image is {image.shape[:2]}"

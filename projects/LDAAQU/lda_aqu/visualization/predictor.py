@@ -8,9 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from .. import modeling  # noqa: F401  (registers the builders)
 from ..engine import Checkpointer, check_weights
 from ..errors import InputError
+from ..modeling import augmented
 from .image_files import build_mapper
 
 
@@ -32,7 +32,7 @@ def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Build a config's model with its ``MODEL.WEIGHTS``, all of which must be there.
 
     Unlike Detectron2's DefaultPredictor it refuses weights of another model, and it prepares
-    images with the very mapper of the evaluation.
+    images with the very mapper of the evaluation. With ``TEST.AUG.ENABLED`` it augments them.
 
     Returns:
         A function from a dataset dict with "file_name", "height" and "width" (the size of the
@@ -42,6 +42,8 @@ def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
         InputError: see :func:`load_model`.
     """
     model = load_model(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        model = augmented(cfg, model)
     mapper = build_mapper(cfg)
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..data.images import read_image_file
 from ..errors import InputError
 from ..upsamplers import LAU, Sampling, Upsampler
-from .image_files import build_mapper, read_image_file
+from .image_files import build_mapper
 
 NUM_EDGE_PIXELS = 3
 
@@ -61,7 +62,7 @@ def record_upsamplers(model: nn.Module, cfg: CfgNode, file: str) -> Recording:
     Raises:
         InputError: the image cannot be read, or the model has no such module.
     """
-    image = read_image_file(file, "RGB")
+    image = read_image_file(file, "RGB", cfg.INPUT.VALUE_RANGE)
     upsamplers = {
         name: module
         for name, module in model.named_modules()
