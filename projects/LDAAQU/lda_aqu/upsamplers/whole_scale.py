@@ -50,7 +50,7 @@ def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
     """(N, s² C, H, W) to (N, C, sH, sW), as ``F.pixel_shuffle``, whose gradient fails for N = 0."""
     n, channels, height, width = x.shape
     channels //= scale_factor**2
-    # Not by `unflatten`: the TorchScript-based exporter to ONNX keeps to the sizes it had then.
+    # Not by `unflatten`: see `lda_aqu.ops.layout.split_channels`.
     blocks = x.reshape(n, channels, scale_factor, scale_factor, height, width)
     size = (height * scale_factor, width * scale_factor)
     return blocks.permute(0, 1, 4, 2, 5, 3).reshape(n, channels, *size)
