@@ -3,6 +3,7 @@
 from math import isfinite
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -130,8 +131,16 @@ def upsample_to(upsampler: nn.Module, x: Tensor, lateral: Tensor, *, crop: bool 
         return upsampler(x, lateral)
     height, width = lateral.shape[2:]
     if crop:
-        return upsampler(x)[:, :, :height, :width]
+        return upper_left(upsampler(x), height, width)
     return upsampler(x, output_size=(height, width))
+
+
+def upper_left(x: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, H, W) without what lies beyond ``height`` and ``width``."""
+    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        # A slice would bind an exported program to maps of which nothing is cut off, or something.
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    return x[:, :, :height, :width]
 
 
 def check_positive(**numbers: int) -> None:
@@ -153,11 +162,3 @@ def divide(name: str, value: int, divisor_name: str, divisor: int) -> int:
     if divisor < 1 or value % divisor:
         raise InputError(f"{name} ({value}) is not a multiple of {divisor_name} ({divisor})")
     return value // divisor
-
-
-def pad_to_even(x: Tensor) -> Tensor:
-    """(N, C, H, W) with a row or column of zeros added where H or W is odd."""
-    height, width = x.shape[2:]
-    if height % 2 == 0 and width % 2 == 0:
-        return x
-    return F.pad(x, (0, width % 2, 0, height % 2))

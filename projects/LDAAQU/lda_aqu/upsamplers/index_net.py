@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import GuidedUpsampler, pad_to_even
+from .base import GuidedUpsampler, upper_left
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -46,6 +46,8 @@ class IndexNet(GuidedUpsampler):
         height, width = self.guide_size(x, guide)
         if len(x) == 0:  # for which pixel_shuffle has no gradient
             return F.interpolate(x, (height, width))
-        indices = F.pixel_shuffle(self.index_block(pad_to_even(guide)).sigmoid(), 2)
-        indices = indices[:, :, :height, :width].to(x.dtype)
+        # The zeros are read where a side is odd. Added to any, they are right in exports, too.
+        padded = F.pad(guide, (0, 1, 0, 1))
+        indices = F.pixel_shuffle(self.index_block(padded).sigmoid(), 2)
+        indices = upper_left(indices, height, width).to(x.dtype)
         return F.interpolate(x, (height, width)) * indices
