@@ -8,14 +8,13 @@ import os
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -480,8 +479,7 @@ def test_command_line(tiny_config, tmp_path, case, words):
         args = ["MODEL.WEIGHTS", str(tmp_path / "page.pth"), "DATASETS.TEST", "()"]
     else:
         (tmp_path / "output").write_text("a file, where the folder would be")
-    command = [sys.executable, "-W", "ignore", ROOT / "train_net.py", "--config-file", tiny_config]
-    result = subprocess.run([*command, *args], capture_output=True, text=True, timeout=300)
+    result = forked.run(ROOT / "train_net.py", "--config-file", tiny_config, *args)
     assert result.returncode == 2, result.stderr[-2000:]
     assert "Traceback" not in result.stdout + result.stderr
     last = result.stderr.strip().splitlines()[-1]

@@ -2,20 +2,15 @@
 
 import json
 import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 from paths import ROOT
 
 
-def command(config, *args: object) -> list[str]:
-    script = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
-    return [*script, "--config-file", str(config), *map(str, args)]
-
-
 def run(config, *args: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command(config, *args), capture_output=True, text=True, timeout=300)
+    return forked.run(ROOT / "train_net.py", "--config-file", config, *args)
 
 
 def metrics(folder) -> list[dict]:

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from paths import ROOT
@@ -46,11 +47,8 @@ def tiny_published(tmp_path):
 
 
 def evaluate(config, weights, output, *opts: object) -> subprocess.CompletedProcess:
-    script = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
     args = ["--config-file", config, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", output]
-    return subprocess.run(
-        [*script, *map(str, (*args, *opts))], capture_output=True, text=True, timeout=300
-    )
+    return forked.run(ROOT / "train_net.py", *args, *opts)
 
 
 def test_a_converted_checkpoint_is_evaluated(run, tiny_config, tiny_published, tmp_path, capsys):

@@ -16,9 +16,10 @@ NEIGHBOURS = 8
 class FreqFusion(GuidedUpsampler):
     """The input smoothed and resampled, plus the detail of the guide: low and high frequencies.
 
-    Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024, after
-    the paper, not its code. Of an input Y and a guide X it predicts, from a fused map Z, three
-    things for each guide pixel:
+    Chen et al., "Frequency-aware Feature Fusion for Dense Image Prediction", TPAMI 2024. Written
+    after what is publicly said of the method, without its code, and not compared with the text of
+    the paper. Of an input Y and a guide X it predicts, from a fused map Z, three things for each
+    guide pixel:
 
     - adaptive low-pass filter: a softmax over a window, by which Y is weighted and upsampled;
     - offsets, direction times magnitude, of what Z shows and of its cosine similarity with the 8
@@ -39,9 +40,8 @@ class FreqFusion(GuidedUpsampler):
     any, as DySample's do.
 
     62,898 parameters at 256 channels, 0.19 M for the three of Panoptic FPN, where 0.3 M are
-    published. The equations name no other layers, and offsets for each pixel of Z. Predicted for
-    each input pixel, four at a time as in DySample, they would make it 0.28 M, and ask for a whole
-    factor; here the guide may have any size.
+    published: something differs. Offsets predicted for each input pixel, four at a time as in
+    DySample, would make it 0.28 M, and ask for a whole factor; here the guide may have any size.
 
     Softmax, similarity, positions and sums are in float32 at least.
 
