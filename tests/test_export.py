@@ -1,28 +1,19 @@
-"""Models leave Python: as ONNX and as TorchScript, both of standard operators alone."""
+"""Upsamplers leave Python, by each of PyTorch's ways out, and are right at other sizes then."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import pytest
 import torch
-from detectron2.export import TracingAdapter
-from detectron2.modeling import build_model
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
-from lda_aqu.engine import load_config
+from lda_aqu.ops import standard_operators
 from lda_aqu.upsamplers import LDAAQU, GuidedUpsampler
-from paths import ROOT
 from torch import Tensor, nn
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-
-def with_offsets(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, LDAAQU):
-            nn.init.normal_(module.conv_offset[3].weight, std=0.3)
-    return model.eval()
-
+Inputs = tuple[Tensor, Tensor]
 
 # LDAAQUStar is LDAAQU of another reduction.
 NAMES = sorted({*UPSAMPLER_REGISTRY} - {"LDAAQUStar"})
@@ -39,78 +30,136 @@ FEWER_POINTS = {
     "LAU": {"kernel_size": 1},
     "SAPAB": {"kernel_size": 3},
 }
-SIZES = [(9, 13), (6, 20)]
+# Of the map, and of the finer one that it is upsampled to: twice as large, or less by a pixel.
+SIZES = [(9, 13, 18, 26), (6, 20, 11, 39), (7, 8, 14, 15)]
+AXES = {2: "height", 3: "width"}
+
+
+class ToLateral(nn.Module):
+    """Upsamples to the size of a finer map, as pyramids do."""
+
+    def __init__(self, upsampler: nn.Module) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+
+    def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
+        if isinstance(self.upsampler, GuidedUpsampler):
+            return self.upsampler(x, lateral)
+        # It enters the graph, or exporters leave it away with its size.
+        return self.upsampler(x, output_size=lateral.shape[2:]) + lateral
 
 
 @pytest.fixture(params=NAMES)
-def upsampler(request) -> nn.Module:
+def model(request) -> nn.Module:
     torch.manual_seed(0)
     options = FEWER_POINTS.get(request.param, {})
-    return with_offsets(build_upsampler(request.param, 32, **options))
+    upsampler = build_upsampler(request.param, 32, **options)
+    if isinstance(upsampler, LDAAQU):
+        nn.init.normal_(upsampler.conv_offset[3].weight, std=0.3)
+    return ToLateral(upsampler).eval()
 
 
-def inputs(upsampler: nn.Module, height: int, width: int) -> tuple[Tensor, ...]:
-    guided = isinstance(upsampler, GuidedUpsampler)
-    return (
-        torch.randn(1, 32, height, width),
-        *([torch.randn(1, 32, 2 * height, 2 * width)] * guided),
-    )
+def inputs(height: int, width: int, *finer: int) -> Inputs:
+    return torch.randn(1, 32, height, width), torch.randn(1, 32, *finer)
 
 
-def check(upsampler: nn.Module, exported: Callable[..., Tensor]) -> None:
+def check(model: nn.Module, exported: Callable[..., Tensor]) -> None:
     for size in SIZES:
-        given = inputs(upsampler, *size)
+        given = inputs(*size)
         with torch.no_grad():
-            actual, expected = exported(*given), upsampler(*given)
+            actual, expected = exported(*given), model(*given)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-4)
 
 
-def test_onnx_of_any_size(upsampler, tmp_path):
-    height, width = (torch.export.Dim(axis, min=2, max=512) for axis in "hw")
-    given = inputs(upsampler, *SIZES[0])
-    axes = [{2: height, 3: width}, {2: 2 * height, 3: 2 * width}][: len(given)]
-    file = str(tmp_path / "upsampler.onnx")
-    torch.onnx.export(
-        upsampler, given, file, dynamo=True, verbose=False, dynamic_shapes=tuple(axes)
-    )
-    graph = onnx.load(file).graph
-    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+def run_onnx(file: Path) -> Callable[..., Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options)
+    session = onnxruntime.InferenceSession(str(file), options)
     names = [i.name for i in session.get_inputs()]
 
     def run(*given: Tensor) -> Tensor:
         arrays = [t.numpy() for t in given]
         return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
 
-    check(upsampler, run)
+    return run
 
 
-def test_torchscript_of_any_size(upsampler):
-    traced = torch.jit.trace(upsampler, inputs(upsampler, *SIZES[0]))
+def grid_sample_ranks(file: Path) -> set[int]:
+    """How many dimensions the results of the graph's GridSample have."""
+    exported = onnx.load(file)
+    names = [n.output[0] for n in exported.graph.node if n.op_type == "GridSample"]
+    exported.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(exported.SerializeToString())
+    given = (t.numpy() for t in inputs(*SIZES[0]))
+    feed = dict(zip((i.name for i in session.get_inputs()), given, strict=True))
+    return {session.run([name], feed)[0].ndim for name in names}
+
+
+def domains(file: Path) -> set[str]:
+    return {node.domain for node in onnx.load(file).graph.node}
+
+
+def test_onnx(model, tmp_path):
+    file = tmp_path / "upsampler.onnx"
+    torch.onnx.export(
+        *(model, inputs(*SIZES[0]), file),
+        dynamo=False,
+        opset_version=17,
+        input_names=["x", "lateral"],
+        dynamic_axes={"x": AXES, "lateral": {axis: f"finer_{n}" for axis, n in AXES.items()}},
+    )
+    assert domains(file) <= {"", "ai.onnx"}
+    assert grid_sample_ranks(file) <= {4}  # TensorRT reads none of five
+    check(model, run_onnx(file))
+
+
+def test_onnx_by_dynamo(model, tmp_path):
+    file, dynamic = tmp_path / "upsampler.onnx", dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
+    torch.onnx.export(
+        *(model, inputs(*SIZES[0]), file),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(dynamic, dynamic),
+    )
+    assert domains(file) <= {"", "ai.onnx"}
+    check(model, run_onnx(file))
+
+
+def test_torchscript(model):
+    traced = torch.jit.trace(model, inputs(*SIZES[0]))
     kinds = {node.kind().split("::")[0] for node in traced.inlined_graph.nodes()}
     assert kinds <= {"aten", "prim"}
-    check(upsampler, traced)
+    check(model, traced)
 
 
-def test_torchscript_of_a_detector_of_any_size(tmp_path):
-    config = ROOT / "configs/Small/mask_rcnn_R_18_FPN_dsb2018_lda_aqu.yaml"
-    torch.manual_seed(0)
-    # Untrained, it finds as many objects as it may, which takes its time.
-    few = ["MODEL.RPN.POST_NMS_TOPK_TEST", 20, "TEST.DETECTIONS_PER_IMAGE", 5]
-    model = with_offsets(build_model(load_config(config, ["MODEL.DEVICE", "cpu", *few])))
+def test_torch_export(model):
+    dynamic = dict.fromkeys(AXES, torch.export.Dim.AUTO)
+    program = torch.export.export(model, inputs(*SIZES[0]), dynamic_shapes=(dynamic, dynamic))
+    check(model, program.module())
 
-    def detect(model: nn.Module, inputs: list) -> object:
-        return model.inference(inputs, do_postprocess=False)[0]
 
-    adapter = TracingAdapter(model, [{"image": 255 * torch.rand(3, 96, 128)}], detect)
-    torch.jit.trace(adapter, adapter.flattened_inputs).save(tmp_path / "model.ts")
-    traced = torch.jit.load(tmp_path / "model.ts")
-    assert not [n for n in traced.inlined_graph.nodes() if n.kind().startswith("lda_aqu")]
-    for size in ((96, 128), (160, 96)):
-        image = 255 * torch.rand(3, *size)
-        with torch.no_grad():
-            pairs = zip(traced(image), adapter(image), strict=True)
-            for actual, expected in pairs:
-                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+def test_torch_export_in_standard_operators(model):
+    with standard_operators():
+        program = torch.export.export(model, inputs(*SIZES[0]))
+    calls = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert calls
+    assert not [target for target in calls if target.startswith("lda_aqu")]
+    given = inputs(*SIZES[0])
+    with torch.no_grad():
+        actual, expected = program.module()(*given), model(*given)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_whole_scale_upsamplers_go_on_interpolating():
+    """Exported at a size that is not about twice the map's; torch.export refuses any other."""
+    model = ToLateral(build_upsampler("PixelShuffle", 32)).eval()
+    interpolated, another, cropped = (
+        inputs(*size) for size in ((9, 13, 30, 30), (6, 20, 25, 31), (9, 13, 18, 26))
+    )
+    traced = torch.jit.trace(model, interpolated)
+    dynamic = dict.fromkeys(AXES, torch.export.Dim.AUTO)
+    program = torch.export.export(model, interpolated, dynamic_shapes=(dynamic, dynamic)).module()
+    for exported in (traced, program):
+        torch.testing.assert_close(exported(*another), model(*another))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(*cropped)

@@ -28,7 +28,7 @@ def group_norm(image: np.ndarray, groups: int, weight: np.ndarray, bias: np.ndar
 def a2u(
     x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int, size: int, groups: int
 ) -> np.ndarray:
-    """A2U of one image, (C, H, W) and (C, Y, X), in loops."""
+    """A2U of one image, (C, H, W) and (G, Y, X), in loops."""
     channels, height, width = guide.shape
     pooled = average_pool(guide, size)
     kernels = oracle.convolve(pooled, state["kernels.1.weight"])
@@ -46,7 +46,7 @@ def a2u(
     vector = state["projection.1.weight"][:, :, 0, 0] @ guide.mean((1, 2))
     vector += state["projection.1.bias"]
     pixels = oracle.windows(x, (height, width), k)
-    output = np.zeros(guide.shape)
+    output = np.zeros((len(x), height, width))
     for i in range(height):
         for j in range(width):
             corner = i % 2 * 2 + j % 2  # of the 2 x 2 guide pixels of an affinity
@@ -59,7 +59,7 @@ def a2u(
 @pytest.mark.parametrize(
     "input_size, guide_size, options",
     [
-        ((3, 4), (6, 8), {}),
+        ((3, 4), (6, 8), {"guide_channels": 4}),
         ((4, 5), (8, 9), {"kernel_size": 5}),
         ((4, 4), (7, 7), {"encoder_kernel_size": 4, "norm_groups": 3}),
         ((3, 2), (8, 9), {"encoder_kernel_size": 2, "kernel_size": 1}),
@@ -71,7 +71,8 @@ def test_matches_the_loops(input_size, guide_size, options):
     upsampler = build_upsampler("A2U", 6, **options).double()
     for parameter in upsampler.parameters():
         torch.nn.init.normal_(parameter)
-    x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))
+    x = torch.randn(2, 6, *input_size).double()
+    guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
     state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     k, size = options.get("kernel_size", 3), options.get("encoder_kernel_size", 6)
     with torch.no_grad():

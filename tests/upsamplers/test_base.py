@@ -22,8 +22,8 @@ def test_the_guides_size_is_the_outputs(size):
     "x, guide, message",
     [
         ((2, 5, 3, 4), (2, 4, 6, 8), r"built for \(N, 4, H, W\), got \(2, 5, 3, 4\)"),
-        ((2, 4, 3, 4), (2, 5, 6, 8), r"built for \(N, 4, H, W\), got \(2, 5, 6, 8\)"),
-        ((2, 4, 3, 4), (4, 6, 8), r"built for \(N, 4, H, W\), got \(4, 6, 8\)"),
+        ((2, 4, 3, 4), (2, 5, 6, 8), r"built for guides \(N, 4, H, W\), got \(2, 5, 6, 8\)"),
+        ((2, 4, 3, 4), (4, 6, 8), r"built for guides \(N, 4, H, W\), got \(4, 6, 8\)"),
         ((2, 4, 3, 4), (1, 4, 6, 8), "x has a batch of 2, its guide of 1"),
     ],
 )

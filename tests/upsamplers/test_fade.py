@@ -6,7 +6,7 @@ from lda_aqu import build_upsampler
 
 
 def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
-    """FADE or FADE-Lite of one image, (C, H, W) and (C, Y, X), in loops."""
+    """FADE or FADE-Lite of one image, (C, H, W) and (G, Y, X), in loops."""
     height, width = guide.shape[1:]
     encoder = state["content_encoder.weight"]
     depthwise = encoder.shape[1] == 1
@@ -16,7 +16,11 @@ def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.n
     coarse = oracle.convolve(coarse, encoder, depthwise)
     k = round(len(encoder) ** 0.5)
     pixels = oracle.windows(x, (height, width), k)
-    output = np.zeros(guide.shape)
+    entering = guide
+    if "guide_projection.weight" in state:
+        entering = oracle.convolve(guide, state["guide_projection.weight"])
+        entering = entering + state["guide_projection.bias"][:, None, None]
+    output = np.zeros((len(x), height, width))
     for i in range(height):
         for j in range(width):
             row, column = i * x.shape[1] // height, j * x.shape[2] // width
@@ -25,7 +29,7 @@ def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.n
             if "gate.weight" in state:
                 logit = state["gate.weight"][0, :, 0, 0] @ x[:, row, column] + state["gate.bias"]
                 gate = oracle.sigmoid(logit)
-                output[:, i, j] = gate * guide[:, i, j] + (1 - gate) * output[:, i, j]
+                output[:, i, j] = gate * entering[:, i, j] + (1 - gate) * output[:, i, j]
     return output
 
 
@@ -39,7 +43,7 @@ def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.n
         ((3, 4), (6, 8), {}),
         ((3, 4), (5, 8), {"gating": False}),
         ((4, 3), (10, 7), {"kernel_size": 3, "encoder_kernel_size": 5}),
-        ((1, 2), (2, 4), {"encoder_kernel_size": 1}),
+        ((1, 2), (2, 4), {"encoder_kernel_size": 1, "guide_channels": 4}),
     ],
 )
 def test_matches_the_loops(name, options, input_size, guide_size, others):
@@ -47,7 +51,8 @@ def test_matches_the_loops(name, options, input_size, guide_size, others):
     upsampler = build_upsampler(name, 6, **options, **others).double()
     for parameter in upsampler.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))
+    x = torch.randn(2, 6, *input_size).double()
+    guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
     state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     with torch.no_grad():
         y = upsampler(x, guide)

@@ -10,7 +10,7 @@ GROUPS = 2
 
 
 def freq_fusion(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
-    """The paper's equations for one image, (C, H, W) and (C, Y, X), one pixel at a time."""
+    """The paper's equations for one image, (C, H, W) and (G, Y, X), one pixel at a time."""
     size = guide.shape[1:]
 
     def convolve(name: str, image: np.ndarray) -> np.ndarray:
@@ -40,12 +40,14 @@ def freq_fusion(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) 
     offsets = convolve("direction", features) * oracle.sigmoid(convolve("magnitude", features))
 
     upsampled = low_pass("low_pass", fused, x)
-    resampled = np.zeros(guide.shape)
+    resampled = np.zeros(upsampled.shape)
     for g, part in enumerate(np.split(np.arange(len(x)), GROUPS)):
         for i, j in np.ndindex(*size):
             row = np.clip(i + offsets[2 * g, i, j], 0, size[0] - 1)
             column = np.clip(j + offsets[2 * g + 1, i, j], 0, size[1] - 1)
             resampled[part, i, j] = oracle.bilinear_at(upsampled[part], row, column)
+    if "guide_projection.weight" in state:
+        guide = convolve("guide_projection", guide)
     return resampled + high_pass(fused, guide)
 
 
@@ -55,7 +57,7 @@ def freq_fusion(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) 
         ((3, 4), (6, 8), {}),
         ((3, 4), (5, 8), {"low_pass_kernel_size": 3, "high_pass_kernel_size": 5}),
         ((4, 3), (10, 7), {"compressed_channels": 2}),
-        ((1, 2), (2, 4), {}),
+        ((1, 2), (2, 4), {"guide_channels": 4}),
         ((1, 3), (1, 5), {}),
     ],
 )
@@ -65,7 +67,8 @@ def test_matches_the_loops(input_size, guide_size, options):
     upsampler = build_upsampler("FreqFusion", 6, **options).double()
     for parameter in upsampler.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))
+    x = torch.randn(2, 6, *input_size).double()
+    guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
     state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     with torch.no_grad():
         y = upsampler(x, guide)

@@ -23,10 +23,13 @@ def build(name: str, seed: int = 0, **options: object) -> GuidedUpsampler:
 
 
 def maps(
-    input_size: tuple[int, int], guide_size: tuple[int, int], batch: int = 2
+    input_size: tuple[int, int],
+    guide_size: tuple[int, int],
+    batch: int = 2,
+    guide_channels: int = CHANNELS,
 ) -> tuple[Tensor, Tensor]:
     normal = normals(1)
-    return tuple(normal(batch, CHANNELS, *size) for size in (input_size, guide_size))
+    return normal(batch, CHANNELS, *input_size), normal(batch, guide_channels, *guide_size)
 
 
 def test_the_guided_are_those():
@@ -50,6 +53,31 @@ def test_the_output_has_the_guides_size_and_both_maps_matter(name, input_size, g
     assert x.grad.any()
     if guide_size != (1, 1):  # where a normalisation over positions may leave nothing of it
         assert guide.grad.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("guide_channels", [16, 64])
+def test_a_guide_of_other_channels(name, guide_channels):
+    options = {"norm_groups": 8} if name == "A2U" else {}
+    x, guide = (m.requires_grad_() for m in maps((3, 4), (6, 7), guide_channels=guide_channels))
+    upsampler = build(name, guide_channels=guide_channels, **options)
+    y = upsampler(x, guide)
+    assert y.shape == (2, CHANNELS, 6, 7)
+    y.square().sum().backward()
+    assert all(t.grad.isfinite().all() for t in (x, guide, *upsampler.parameters()))
+    assert x.grad.any() and guide.grad.any()
+    with pytest.raises(InputError, match=rf"guides \(N, {guide_channels}, H, W\), got \(2, 32, 6"):
+        upsampler(x, torch.zeros(2, CHANNELS, 6, 7))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_guide_has_the_inputs_channels_if_not_told(name):
+    def shapes(**options: int) -> dict[str, torch.Size]:
+        return {k: v.shape for k, v in build(name, **options).state_dict().items()}
+
+    assert shapes() == shapes(guide_channels=CHANNELS)
+    with pytest.raises(InputError, match="guide_channels must be positive, got 0"):
+        build(name, guide_channels=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,8 +171,19 @@ def test_parameters_at_256_channels(name, parameters, published):
         ("SAPAB", {"embedding_dim": 0}, "embedding_dim must be positive, got 0"),
         ("A2U", {"kernel_size": -1}, "kernel_size must be odd"),
         ("A2U", {"encoder_kernel_size": 1}, "encoder_kernel_size must be at least 2, got 1"),
-        ("A2U", {"norm_groups": 24}, r"in_channels \(32\) is not a multiple of norm_groups \(24\)"),
+        (
+            "A2U",
+            {"norm_groups": 24},
+            r"guide_channels \(32\) is not a multiple of norm_groups \(24\)",
+        ),
         ("A2U", {"norm_groups": 0}, r"norm_groups \(0\)"),
+        ("A2U", {"guide_channels": 48}, r"guide_channels \(48\) is not a multiple of norm_groups"),
+        ("LDAAQU", {"guide_channels": 48}, r"LDAAQU has no guide, so no guide_channels \(48\)"),
+        (
+            "GuidedLDAAQU",
+            {"guide_channels": 4, "init": "bilinear"},
+            "guide_channels must be at least in_channels / reduction, 8, got 4",
+        ),
     ],
 )
 def test_values_that_do_not_fit_raise(name, options, message):

@@ -6,7 +6,7 @@ from lda_aqu import build_upsampler
 
 
 def index_net(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
-    """IndexNet of one image, (C, H, W) and (C, Y, X), at test time, in loops."""
+    """IndexNet of one image, (C, H, W) and (G, Y, X), at test time, in loops."""
     height, width = guide.shape[1:]
     mean, variance, scale, shift = (
         state[f"index_block.1.{name}"][:, None, None]
@@ -15,7 +15,7 @@ def index_net(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) ->
     hidden = oracle.halve(guide, state["index_block.0.weight"])
     hidden = ((hidden - mean) / np.sqrt(variance + 1e-5) * scale + shift).clip(0, 6)
     indices = oracle.sigmoid(oracle.convolve(hidden, state["index_block.3.weight"]))
-    output = np.zeros(guide.shape)
+    output = np.zeros((len(x), height, width))
     for i in range(height):
         for j in range(width):
             pixel = x[:, i * x.shape[1] // height, j * x.shape[2] // width]
@@ -24,15 +24,17 @@ def index_net(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.parametrize(
-    "input_size, guide_size", [((3, 4), (6, 8)), ((3, 4), (5, 7)), ((4, 3), (10, 7))]
+    "input_size, guide_size, guide_channels",
+    [((3, 4), (6, 8), None), ((3, 4), (5, 7), 4), ((4, 3), (10, 7), None)],
 )
-def test_matches_the_loops(input_size, guide_size):
+def test_matches_the_loops(input_size, guide_size, guide_channels):
     torch.manual_seed(0)
-    upsampler = build_upsampler("IndexNet", 5).double().eval()
+    upsampler = build_upsampler("IndexNet", 5, guide_channels=guide_channels).double().eval()
     for tensor in upsampler.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 2).sub_(1 if tensor.dim() == 4 else 0)
-    x, guide = (torch.randn(2, 5, *size).double() for size in (input_size, guide_size))
+    x = torch.randn(2, 5, *input_size).double()
+    guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
     state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     with torch.no_grad():
         y = upsampler(x, guide)

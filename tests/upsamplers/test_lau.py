@@ -56,6 +56,9 @@ def test_starts_close_to_bilinear_if_asked(name, options):
         return ((actual - expected).norm() / expected.norm()).item()
 
     assert distance(y) < 0.1 < 0.4 < distance(y_window)
+    if name == "GuidedLDAAQU":
+        wide = build_upsampler(name, 64, init="bilinear", guide_channels=96, **options)
+        assert distance(wide(x, torch.randn(1, 96, 24, 18))) < 0.2
 
 
 def test_bad_initializations_raise():

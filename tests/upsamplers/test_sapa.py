@@ -6,7 +6,7 @@ from lda_aqu import build_upsampler
 
 
 def sapa(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int) -> np.ndarray:
-    """SAPA-B of one image, (C, H, W) and (C, Y, X), in loops."""
+    """SAPA-B of one image, (C, H, W) and (G, Y, X), in loops."""
 
     def embed(image, norm, projection):
         image = oracle.layer_norm(image, state[f"{norm}.norm.weight"], state[f"{norm}.norm.bias"])
@@ -16,7 +16,7 @@ def sapa(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int)
     query, key = embed(guide, "guide_norm", "query"), embed(x, "input_norm", "key")
     keys = oracle.windows(key, guide.shape[1:], k)
     values = oracle.windows(x, guide.shape[1:], k)
-    output = np.zeros(guide.shape)
+    output = np.zeros((len(x), *guide.shape[1:]))
     for i in range(guide.shape[1]):
         for j in range(guide.shape[2]):
             similarities = keys[:, :, i, j] @ query[:, i, j]
@@ -28,7 +28,7 @@ def sapa(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int)
     "input_size, guide_size, options",
     [
         ((3, 4), (6, 8), {}),
-        ((3, 4), (5, 8), {"kernel_size": 3}),
+        ((3, 4), (5, 8), {"kernel_size": 3, "guide_channels": 4}),
         ((4, 3), (10, 7), {"kernel_size": 1}),
         ((1, 2), (2, 4), {"embedding_dim": 3}),
     ],
@@ -38,7 +38,8 @@ def test_matches_the_loops(input_size, guide_size, options):
     upsampler = build_upsampler("SAPAB", 6, **options).double()
     for parameter in upsampler.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    x, guide = (torch.randn(2, 6, *size).double() for size in (input_size, guide_size))
+    x = torch.randn(2, 6, *input_size).double()
+    guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
     state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     with torch.no_grad():
         y = upsampler(x, guide)

@@ -5,6 +5,12 @@ This module and everything it imports need torch alone. What plugs into Detectro
 """
 
 from .config import add_lda_aqu_config
-from .upsamplers import LDAAQU, UPSAMPLER_REGISTRY, build_upsampler
+from .upsamplers import LDAAQU, UPSAMPLER_REGISTRY, build_upsampler, replace_upsampling
 
-__all__ = ["LDAAQU", "UPSAMPLER_REGISTRY", "add_lda_aqu_config", "build_upsampler"]
+__all__ = [
+    "LDAAQU",
+    "UPSAMPLER_REGISTRY",
+    "add_lda_aqu_config",
+    "build_upsampler",
+    "replace_upsampling",
+]

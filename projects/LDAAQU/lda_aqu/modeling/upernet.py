@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..config import build_upsampler_from_config
 from ..errors import InputError
 from ..upsamplers import upsample_to
+from ..upsamplers.adaptive_pooling import AdaptiveAvgPool2d
 from .semantic_fpn import mean_cross_entropy
 
 
@@ -213,7 +214,7 @@ class PyramidPooling(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(scale), _convolution(in_channels, out_channels, 1, norm)
+                AdaptiveAvgPool2d(scale), _convolution(in_channels, out_channels, 1, norm)
             )
             for scale in scales
         )

@@ -6,6 +6,7 @@ from .bilinear_sampling import sample_bilinear
 from .offset_network import predict_offsets
 from .projection import project_normalized
 from .reassembly import reassemble, similarity
+from .standard import standard_operators
 
 __all__ = [
     "BACKENDS",
@@ -17,4 +18,5 @@ __all__ = [
     "reassemble",
     "sample_bilinear",
     "similarity",
+    "standard_operators",
 ]

@@ -23,6 +23,16 @@ def laid_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     return x if is_transformed() else x.contiguous(memory_format=memory_format)
 
 
+def split_channels(x: Tensor, parts: int) -> Tensor:
+    """(N, C, H, W) to (N, parts, C / parts, H, W).
+
+    As ``unflatten`` does; but what reads the size of its result is bound to that size in the graphs
+    of the TorchScript-based exporter to ONNX.
+    """
+    n, channels, *size = x.shape
+    return x.reshape(n, parts, channels // parts, *size)
+
+
 class Layout(NamedTuple):
     """Shape, dtype and memory format of a dense tensor that an operator returns."""
 

@@ -4,13 +4,29 @@ They do on a model's way out of Python, where this project's operators do not ex
 transforms of functions, which know how to act on standard operators alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch.autograd import forward_ad
 
+_asked_for = ContextVar("standard_operators", default=False)
+
+
+@contextmanager
+def standard_operators() -> Iterator[None]:
+    """Let ``torch.export`` write standard operators, for a program to run without this package."""
+    token = _asked_for.set(True)
+    try:
+        yield
+    finally:
+        _asked_for.reset(token)
+
 
 def is_exporting() -> bool:
-    """Whether a TorchScript trace or an export to ONNX is under way."""
-    return torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    """Whether a TorchScript trace or an export to ONNX is under way, or it was asked for."""
+    return torch.onnx.is_in_onnx_export() or torch.jit.is_tracing() or _asked_for.get()
 
 
 def is_transformed() -> bool:

@@ -12,6 +12,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 from .lau import LAU, Sampling  # noqa: E402
 from .lda_aqu import LDAAQU  # noqa: E402
+from .replacement import replace_upsampling  # noqa: E402
 
 __all__ = [
     "LAU",
@@ -21,6 +22,7 @@ __all__ = [
     "Sampling",
     "Upsampler",
     "build_upsampler",
+    "replace_upsampling",
     "upsample_to",
     "upsampler_options",
 ]

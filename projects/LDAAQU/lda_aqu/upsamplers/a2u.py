@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..ops import reassemble
-from .base import GuidedUpsampler, check_odd, pad_to_even
+from .adaptive_pooling import AdaptiveAvgPool2d
+from .base import GuidedUpsampler, check_odd, divide, upper_left
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -30,11 +31,12 @@ class A2U(GuidedUpsampler):
     are in float32 at least.
 
     Args:
-        in_channels: C, a multiple of ``norm_groups``.
+        in_channels: C.
         scale_factor: see :class:`GuidedUpsampler`.
         kernel_size: odd; windows are of kernel_size x kernel_size input pixels.
         encoder_kernel_size: size of the kernels that move over the guide, at least 2.
         norm_groups: groups of the group normalisation of what they give.
+        guide_channels: G, a multiple of ``norm_groups``; C where it is not given.
 
     Raises:
         InputError: values that do not fit.
@@ -49,66 +51,48 @@ class A2U(GuidedUpsampler):
         kernel_size: int = 3,
         encoder_kernel_size: int = 6,
         norm_groups: int = 32,
+        *,
+        guide_channels: int | None = None,
     ) -> None:
-        super().__init__(in_channels, scale_factor)
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        guide_channels = self.guide_channels
         check_odd(kernel_size=kernel_size)
         if encoder_kernel_size < 2:
             raise InputError(f"encoder_kernel_size must be at least 2, got {encoder_kernel_size}")
-        if norm_groups < 1 or in_channels % norm_groups:
-            raise InputError(
-                f"in_channels ({in_channels}) is not a multiple of norm_groups ({norm_groups})"
-            )
+        divide("guide_channels", guide_channels, "norm_groups", norm_groups)
+        self.encoder_kernel_size = encoder_kernel_size
         self.kernels = nn.Sequential(
-            nn.AdaptiveAvgPool2d(encoder_kernel_size), nn.Conv2d(in_channels, 2, 1)
+            AdaptiveAvgPool2d(encoder_kernel_size), nn.Conv2d(guide_channels, 2, 1)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups, in_channels) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(norm_groups, guide_channels) for _ in range(2))
         self.projection = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, 4 * kernel_size**2, 1)
+            AdaptiveAvgPool2d(1), nn.Conv2d(guide_channels, 4 * kernel_size**2, 1)
         )
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         height, width = self.guide_size(x, guide)
         if len(x) == 0:  # which grouped convolutions do not take
             return F.interpolate(x, (height, width))
         logits = F.pixel_shuffle(self.projection(guide) * self._affinity(guide), 2)
-        weights = logits[:, :, :height, :width].sigmoid().softmax(1)
+        weights = upper_left(logits, height, width).sigmoid().softmax(1)
         return reassemble(x, weights[:, None])
 
     def _affinity(self, guide: Tensor) -> Tensor:
-        """(N, C, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
-        if torch.onnx.is_in_onnx_export():
-            pool, convolution = self.kernels
-            kernels = convolution(_average(guide, pool.output_size))
-        else:
-            kernels = self.kernels(guide)  # (N, 2, k, k)
+        """(N, G, H', W') to (N, 1, H' / 2, W' / 2), rounded up."""
+        kernels = self.kernels(guide)  # (N, 2, k, k)
+        # Zeros that an even kernel reads where a side is odd. Added to any, they are right in
+        # exports, too.
+        end = 1 - self.encoder_kernel_size % 2
         # Channels are the batch and images the groups: an image's own kernels, for all channels.
         features = F.conv2d(
-            pad_to_even(guide).transpose(0, 1),
+            F.pad(guide, (0, end, 0, end)).transpose(0, 1),
             kernels.flatten(0, 1)[:, None],
             stride=2,
-            padding=(kernels.shape[-1] - 1) // 2,
+            padding=(self.encoder_kernel_size - 1) // 2,
             groups=len(guide),
         )
         features = features.unflatten(1, (len(guide), 2)).permute(2, 1, 0, 3, 4)
         u, v = (F.leaky_relu(norm(f)) for norm, f in zip(self.norms, features, strict=True))
         dtype = torch.promote_types(u.dtype, torch.float32)
-        return (u * v).sum(1, keepdim=True, dtype=dtype) / self.in_channels**0.5
-
-
-def _average(x: Tensor, size: int) -> Tensor:
-    """Adaptive average pooling, (N, C, H, W) to (N, C, size, size), in products of matrices.
-
-    In ONNX it keeps to the size that comes, where the pooling would keep to the size exported with.
-    """
-    rows, columns = (_cells(extent, size, x) for extent in x.shape[2:])
-    return rows @ x @ columns.T
-
-
-def _cells(extent: int, size: int, like: Tensor) -> Tensor:
-    """The cells that ``extent`` pixels are averaged over: (size, extent), each row of sum 1."""
-    cell = torch.arange(size, device=like.device)[:, None]
-    pixel = torch.arange(extent, device=like.device)
-    first, end = cell * extent // size, ((cell + 1) * extent + size - 1) // size
-    members = ((first <= pixel) & (pixel < end)).to(like.dtype)
-    return members / members.sum(1, keepdim=True)
+        return (u * v).sum(1, keepdim=True, dtype=dtype) / self.guide_channels**0.5

@@ -3,6 +3,7 @@
 from math import isfinite
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,8 +30,7 @@ class Upsampler(nn.Module):
 
     def __init__(self, in_channels: int, scale_factor: float = 2) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise InputError(f"in_channels must be positive, got {in_channels}")
+        check_positive(in_channels=in_channels)
         if not (isfinite(scale_factor) and scale_factor > 0):
             raise InputError(f"scale_factor must be positive, got {scale_factor}")
         self.in_channels = in_channels
@@ -42,7 +42,7 @@ class Upsampler(nn.Module):
         Raises:
             InputError: ``x`` is not (N, in_channels, H, W), or the size is not positive.
         """
-        self._check_map(x)
+        self._check_map(x, self.in_channels)
         if output_size is None:
             factor = self.scale_factor
             if float(factor).is_integer():  # then sizes stay symbolic while a model is exported
@@ -55,11 +55,11 @@ class Upsampler(nn.Module):
             raise InputError(f"output_size must be positive, got {(height, width)}")
         return height, width
 
-    def _check_map(self, x: Tensor) -> None:
-        """Raise InputError unless ``x`` is (N, in_channels, H, W)."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+    def _check_map(self, x: Tensor, channels: int, what: str = "") -> None:
+        """Raise InputError unless ``x`` is (N, channels, H, W)."""
+        if x.dim() != 4 or x.shape[1] != channels:
             raise InputError(
-                f"{type(self).__name__} was built for (N, {self.in_channels}, H, W), "
+                f"{type(self).__name__} was built for {what}(N, {channels}, H, W), "
                 f"got {tuple(x.shape)}"
             )
 
@@ -69,26 +69,48 @@ class Upsampler(nn.Module):
 
 
 class GuidedUpsampler(Upsampler):
-    """Base of the upsamplers that need the map they upsample to: the guide, (N, C, H', W').
+    """Base of the upsamplers that need the map they upsample to: the guide, (N, G, H', W').
 
-    A subclass implements ``forward(x, guide)`` and asks :meth:`guide_size` for (H', W'). The guide
-    has the channels of the input, as the lateral map of a feature pyramid does, and its size is
-    the output's: any size, whatever ``scale_factor`` says. Callers that have a guide for some
-    upsamplers and none for others tell them apart by this class.
+    A subclass implements ``forward(x, guide)`` and asks :meth:`guide_size` for (H', W'). The size
+    of the guide is the output's: any size, whatever ``scale_factor`` says. Callers that have a
+    guide for some upsamplers and none for others tell them apart by this class.
+
+    Args:
+        in_channels: C.
+        scale_factor: H' / H and W' / W, as a rule; the guide says it in each call.
+        guide_channels: G; C where it is not given, as in the lateral maps of a feature pyramid.
+
+    Raises:
+        InputError: a value is not positive.
     """
+
+    def __init__(
+        self, in_channels: int, scale_factor: float = 2, *, guide_channels: int | None = None
+    ) -> None:
+        super().__init__(in_channels, scale_factor)
+        self._set_guide_channels(guide_channels)
+
+    def _set_guide_channels(self, guide_channels: int | None) -> None:
+        """Set G, before layers are made that depend on it."""
+        self.guide_channels = self.in_channels if guide_channels is None else guide_channels
+        check_positive(guide_channels=self.guide_channels)
 
     def guide_size(self, x: Tensor, guide: Tensor) -> tuple[int, int]:
         """The output's (H', W'): the size of the guide of an input (N, C, H, W).
 
         Raises:
             InputError: ``x`` and ``guide`` are not (N, in_channels, H, W) and
-                (N, in_channels, H', W').
+                (N, guide_channels, H', W').
         """
-        self._check_map(x)
-        self._check_map(guide)
+        self._check_map(x, self.in_channels)
+        self._check_map(guide, self.guide_channels, "guides ")
         if guide.shape[0] != x.shape[0]:
             raise InputError(f"x has a batch of {x.shape[0]}, its guide of {guide.shape[0]}")
         return guide.shape[2], guide.shape[3]
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the module."""
+        return f"{super().extra_repr()}, guide_channels={self.guide_channels}"
 
 
 def upsample_to(upsampler: nn.Module, x: Tensor, lateral: Tensor, *, crop: bool = False) -> Tensor:
@@ -109,8 +131,23 @@ def upsample_to(upsampler: nn.Module, x: Tensor, lateral: Tensor, *, crop: bool 
         return upsampler(x, lateral)
     height, width = lateral.shape[2:]
     if crop:
-        return upsampler(x)[:, :, :height, :width]
+        return upper_left(upsampler(x), height, width)
     return upsampler(x, output_size=(height, width))
+
+
+def upper_left(x: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, H, W) without what lies beyond ``height`` and ``width``."""
+    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        # A slice would bind an exported program to maps of which nothing is cut off, or something.
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    return x[:, :, :height, :width]
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise InputError, naming the argument, unless every number is positive."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be positive, got {number}")
 
 
 def check_odd(**sizes: int) -> None:
@@ -120,9 +157,8 @@ def check_odd(**sizes: int) -> None:
             raise InputError(f"{name} must be odd and positive, got {size}")
 
 
-def pad_to_even(x: Tensor) -> Tensor:
-    """(N, C, H, W) with a row or column of zeros added where H or W is odd."""
-    height, width = x.shape[2:]
-    if height % 2 == 0 and width % 2 == 0:
-        return x
-    return F.pad(x, (0, width % 2, 0, height % 2))
+def divide(name: str, value: int, divisor_name: str, divisor: int) -> int:
+    """``value / divisor``, or an InputError that names both if it is not whole."""
+    if divisor < 1 or value % divisor:
+        raise InputError(f"{name} ({value}) is not a multiple of {divisor_name} ({divisor})")
+    return value // divisor

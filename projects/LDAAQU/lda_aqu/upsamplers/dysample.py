@@ -99,15 +99,14 @@ class DySample(WholeScaleUpsampler):
             offsets = offsets * self.scope(source).to(dtype).sigmoid() / 2
         if self.style == "lp":
             offsets = pixel_shuffle(offsets, self.scale_factor)
-        offsets = offsets.unflatten(1, (2, self.num_groups))
-
         rows, columns = (
             (2 * torch.arange(size, dtype=dtype, device=x.device) + 1) / size - 1
-            for size in offsets.shape[3:]
+            for size in offsets.shape[2:]
         )
         height, width = x.shape[2:]
-        grid_x = columns + 2 / width * offsets[:, 0]
-        grid_y = rows[:, None] + 2 / height * offsets[:, 1]
+        offsets_x, offsets_y = offsets.chunk(2, dim=1)
+        grid_x = columns + 2 / width * offsets_x
+        grid_y = rows[:, None] + 2 / height * offsets_y
         return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
 
 

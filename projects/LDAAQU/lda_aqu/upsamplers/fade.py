@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InputError
 from ..ops import reassemble
-from .base import GuidedUpsampler, check_odd
+from .base import GuidedUpsampler, check_odd, check_positive
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -17,7 +16,9 @@ class FADE(GuidedUpsampler):
     Lu et al., "FADE: Fusing the Assets of Decoder and Encoder for Task-Agnostic Upsampling", ECCV
     2022. The weights come from a semi-shift convolution: one kernel moves over the guide at every
     output pixel and over the input at every input pixel, and the two are added. The gate, one value
-    for each input pixel, says how much of the guide itself enters the output.
+    for each input pixel, says how much of the guide itself enters the output. A guide of other
+    channels than the input's enters through a 1x1 convolution, ``guide_projection``, which is not
+    of the paper.
 
     Layers and initial values are those of the published code (github.com/poppinace/fade). 47,514
     parameters at 256 channels; published are 0.29M for the six of SegFormer-B1.
@@ -26,7 +27,7 @@ class FADE(GuidedUpsampler):
 
     Args:
         in_channels: C.
-        scale_factor: see :class:`GuidedUpsampler`.
+        scale_factor, guide_channels: see :class:`GuidedUpsampler`.
         compressed_channels: channels of what the weights are predicted from.
         kernel_size: odd; windows are of kernel_size x kernel_size input pixels.
         encoder_kernel_size: odd; kernel of the semi-shift convolution.
@@ -46,12 +47,13 @@ class FADE(GuidedUpsampler):
         kernel_size: int = 5,
         encoder_kernel_size: int = 3,
         gating: bool = True,
+        *,
+        guide_channels: int | None = None,
     ) -> None:
-        super().__init__(in_channels, scale_factor)
-        if compressed_channels < 1:
-            raise InputError(f"compressed_channels must be positive, got {compressed_channels}")
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        check_positive(compressed_channels=compressed_channels)
         check_odd(kernel_size=kernel_size, encoder_kernel_size=encoder_kernel_size)
-        self.guide_compressor = nn.Conv2d(in_channels, compressed_channels, 1)
+        self.guide_compressor = nn.Conv2d(self.guide_channels, compressed_channels, 1)
         self.input_compressor = nn.Conv2d(in_channels, compressed_channels, 1, bias=False)
         self.content_encoder = nn.Conv2d(
             compressed_channels,
@@ -60,6 +62,11 @@ class FADE(GuidedUpsampler):
             padding=encoder_kernel_size // 2,
         )
         self.gate = nn.Conv2d(in_channels, 1, 1) if gating else None
+        self.guide_projection = (
+            nn.Conv2d(self.guide_channels, in_channels, 1)
+            if gating and self.guide_channels != in_channels
+            else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -70,7 +77,7 @@ class FADE(GuidedUpsampler):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         size = self.guide_size(x, guide)
         logits = self.content_encoder(self.guide_compressor(guide))
         logits = logits + F.interpolate(self.content_encoder(self.input_compressor(x)), size)
@@ -79,4 +86,6 @@ class FADE(GuidedUpsampler):
         if self.gate is None:
             return y
         gate = F.interpolate(self.gate(x).sigmoid(), size)
+        if self.guide_projection is not None:
+            guide = self.guide_projection(guide)
         return torch.lerp(y, guide.to(y.dtype), gate.to(y.dtype))

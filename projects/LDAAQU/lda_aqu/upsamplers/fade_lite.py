@@ -17,7 +17,7 @@ class FADELite(FADE):
 
     Args:
         in_channels: C.
-        scale_factor: see :class:`GuidedUpsampler`.
+        scale_factor, guide_channels: see :class:`GuidedUpsampler`.
         kernel_size: odd; windows are of kernel_size x kernel_size input pixels.
         encoder_kernel_size: odd; kernel of the semi-shift convolution.
         gating: whether there is a gate; without it the output is the weighted windows alone.
@@ -35,11 +35,19 @@ class FADELite(FADE):
         kernel_size: int = 5,
         encoder_kernel_size: int = 3,
         gating: bool = True,
+        *,
+        guide_channels: int | None = None,
     ) -> None:
         check_odd(kernel_size=kernel_size, encoder_kernel_size=encoder_kernel_size)
         num_points = kernel_size**2
         super().__init__(
-            in_channels, scale_factor, num_points, kernel_size, encoder_kernel_size, gating
+            in_channels,
+            scale_factor,
+            num_points,
+            kernel_size,
+            encoder_kernel_size,
+            gating,
+            guide_channels=guide_channels,
         )
         self.content_encoder = nn.Conv2d(
             num_points,

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..ops import reassemble, sample_bilinear, similarity
-from .base import GuidedUpsampler, check_odd
+from .base import GuidedUpsampler, check_odd, check_positive, divide
 from .registry import UPSAMPLER_REGISTRY
 
 NEIGHBOURS = 8
@@ -30,7 +29,8 @@ class FreqFusion(GuidedUpsampler):
 
     The paper's fused map is up(Y) + X + detail(X). This returns up(Y) + detail(X): a caller that
     adds the guide to it, as a feature pyramid does, has the paper's; with a caller that does not,
-    the detail alone is what the output has of the guide.
+    the detail alone is what the output has of the guide. A guide of other channels than the input's
+    gives its detail through a 1x1 convolution, ``guide_projection``, which is not of the paper.
 
     Z is the same sum of X and Y compressed by 1 x 1 convolutions, with filters predicted from the
     compressed X alone. What is this project's own choice: the generators of filters are the same
@@ -47,7 +47,7 @@ class FreqFusion(GuidedUpsampler):
 
     Args:
         in_channels: C, a multiple of ``num_groups``.
-        scale_factor: see :class:`GuidedUpsampler`.
+        scale_factor, guide_channels: see :class:`GuidedUpsampler`.
         compressed_channels: channels of Z.
         low_pass_kernel_size: odd; windows of the low-pass filters, in input pixels.
         high_pass_kernel_size: odd; windows of the high-pass filters, in guide pixels.
@@ -67,19 +67,17 @@ class FreqFusion(GuidedUpsampler):
         low_pass_kernel_size: int = 5,
         high_pass_kernel_size: int = 3,
         num_groups: int = 4,
+        *,
+        guide_channels: int | None = None,
     ) -> None:
-        super().__init__(in_channels, scale_factor)
-        if compressed_channels < 1:
-            raise InputError(f"compressed_channels must be positive, got {compressed_channels}")
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        check_positive(compressed_channels=compressed_channels)
         check_odd(
             low_pass_kernel_size=low_pass_kernel_size, high_pass_kernel_size=high_pass_kernel_size
         )
-        if num_groups < 1 or in_channels % num_groups:
-            raise InputError(
-                f"in_channels ({in_channels}) is not a multiple of num_groups ({num_groups})"
-            )
+        divide("in_channels", in_channels, "num_groups", num_groups)
         self.num_groups = num_groups
-        self.guide_compressor = nn.Conv2d(in_channels, compressed_channels, 1)
+        self.guide_compressor = nn.Conv2d(self.guide_channels, compressed_channels, 1)
         self.input_compressor = nn.Conv2d(in_channels, compressed_channels, 1)
         self.low_pass, self.high_pass = (
             nn.Conv2d(compressed_channels, size**2, 3, padding=1)
@@ -89,6 +87,11 @@ class FreqFusion(GuidedUpsampler):
             nn.Conv2d(compressed_channels + NEIGHBOURS, 2 * num_groups, 3, padding=1)
             for _ in range(2)
         )
+        self.guide_projection = (
+            nn.Conv2d(self.guide_channels, in_channels, 1)
+            if self.guide_channels != in_channels
+            else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,15 +99,18 @@ class FreqFusion(GuidedUpsampler):
         for convolution in self.children():
             nn.init.normal_(convolution.weight, std=0.001)
             nn.init.zeros_(convolution.bias)
-        for compressor in (self.guide_compressor, self.input_compressor):
-            nn.init.xavier_uniform_(compressor.weight)
+        for layer in (self.guide_compressor, self.input_compressor, self.guide_projection):
+            if layer is not None:
+                nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         self.guide_size(x, guide)
         coarse, fine = self.input_compressor(x), self.guide_compressor(guide)
         smooth, detail = self._filter(coarse, fine, fine)
         fused = smooth + fine + detail
+        if self.guide_projection is not None:
+            guide = self.guide_projection(guide)
         smooth, detail = self._filter(x, guide, fused)
         return sample_bilinear(smooth, self._positions(fused)) + detail.to(x.dtype)
 

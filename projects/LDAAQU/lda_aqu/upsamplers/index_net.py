@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import GuidedUpsampler, pad_to_even
+from .base import GuidedUpsampler, upper_left
 from .registry import UPSAMPLER_REGISTRY
 
 
@@ -26,23 +26,28 @@ class IndexNet(GuidedUpsampler):
 
     Args:
         in_channels: C.
-        scale_factor: see :class:`GuidedUpsampler`.
+        scale_factor, guide_channels: see :class:`GuidedUpsampler`.
     """
 
-    def __init__(self, in_channels: int, scale_factor: float = 2) -> None:
-        super().__init__(in_channels, scale_factor)
+    def __init__(
+        self, in_channels: int, scale_factor: float = 2, *, guide_channels: int | None = None
+    ) -> None:
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        channels = self.guide_channels
         self.index_block = nn.Sequential(
-            nn.Conv2d(in_channels, 2 * in_channels, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(2 * in_channels),
+            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(2 * channels),
             nn.ReLU6(inplace=True),
-            nn.Conv2d(2 * in_channels, 4, 1, bias=False),
+            nn.Conv2d(2 * channels, 4, 1, bias=False),
         )
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         height, width = self.guide_size(x, guide)
         if len(x) == 0:  # for which pixel_shuffle has no gradient
             return F.interpolate(x, (height, width))
-        indices = F.pixel_shuffle(self.index_block(pad_to_even(guide)).sigmoid(), 2)
-        indices = indices[:, :, :height, :width].to(x.dtype)
+        # The zeros are read where a side is odd. Added to any, they are right in exports, too.
+        padded = F.pad(guide, (0, 1, 0, 1))
+        indices = F.pixel_shuffle(self.index_block(padded).sigmoid(), 2)
+        indices = upper_left(indices, height, width).to(x.dtype)
         return F.interpolate(x, (height, width)) * indices

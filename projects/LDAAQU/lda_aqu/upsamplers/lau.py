@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..ops import check_backend, local_deformable_attention, project_normalized
 from ..ops.plain.attention import sampling
-from .base import Upsampler, check_odd
+from .base import Upsampler, check_odd, divide
 from .channel_layer_norm import ChannelLayerNorm
 from .fusing import can_be_fused
 from .registry import UPSAMPLER_REGISTRY
@@ -97,27 +97,34 @@ class LAU(Upsampler):
             )
         else:
             self.register_parameter("relative_position_bias_table", None)
-        self._reset_attention()
+        self._reset_attention(self.layer_norm, self.proj_k)
 
     def reset_parameters(self) -> None:
         """Set the initial values."""
-        self._reset_attention()
+        self._reset_attention(self.layer_norm, self.proj_k)
 
-    def _reset_attention(self) -> None:
+    def _reset_attention(self, query_norm: ChannelLayerNorm, *others: nn.Conv2d) -> None:
+        """Set the initial values of all but what finds the offsets.
+
+        Args:
+            query_norm: the normalisation whose output the queries are projected from.
+            others: what else is projected from it.
+        """
         nn.init.xavier_uniform_(self.proj_q.weight)
         nn.init.xavier_uniform_(self.proj_k.weight)
         self.layer_norm.norm.reset_parameters()
+        query_norm.norm.reset_parameters()
         if self.relative_position_bias_table is not None:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         if self.init == "bilinear":
-            self._prefer_the_middle()
+            self._prefer_the_middle(query_norm, *others)
 
     @torch.no_grad()
-    def _prefer_the_middle(self) -> None:
+    def _prefer_the_middle(self, query_norm: ChannelLayerNorm, *others: nn.Conv2d) -> None:
         """Give each query a part that all share, and the middle point's bias the same direction.
 
         The shared part is the bias of the normalisation seen through the queries' projection; it
-        is chosen so that the keys' projection does not see it, if there are channels enough.
+        is chosen so that the other projections do not see it, if there are channels enough.
         """
         table = self._position_bias()
         if table.is_meta:
@@ -126,11 +133,12 @@ class LAU(Upsampler):
         shared = table.new_full((heads, depth), (BILINEAR_LOGIT / depth**0.5) ** 0.5).float()
         table[:, points // 2] = shared.to(table.dtype)
         projection, wanted = self.proj_q.weight.flatten(1).float(), shared.view(-1, 1)
-        if 2 * len(projection) <= self.in_channels:
-            projection = torch.cat((projection, self.proj_k.weight.flatten(1).float()))
-            wanted = torch.cat((wanted, torch.zeros_like(wanted)))
+        for other in others:
+            if len(projection) + other.out_channels <= projection.shape[1]:
+                projection = torch.cat((projection, other.weight.flatten(1).float()))
+                wanted = torch.cat((wanted, torch.zeros_like(wanted)))
         solution = torch.linalg.lstsq(projection, wanted).solution
-        self.layer_norm.norm.bias.copy_(solution[:, 0])
+        query_norm.norm.bias.copy_(solution[:, 0])
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) to (N, C, H', W')."""
@@ -194,10 +202,3 @@ class LAU(Upsampler):
         """(heads, k_u², d / heads), as the operator takes it."""
         table = self.relative_position_bias_table
         return None if table is None else table.squeeze((0, 2))
-
-
-def divide(name: str, value: int, divisor_name: str, divisor: int) -> int:
-    """``value / divisor``, or an InputError that names both if it is not whole."""
-    if divisor < 1 or value % divisor:
-        raise InputError(f"{name} ({value}) is not a multiple of {divisor_name} ({divisor})")
-    return value // divisor

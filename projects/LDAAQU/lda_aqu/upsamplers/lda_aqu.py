@@ -5,8 +5,8 @@ import math
 from torch import Tensor
 
 from ..errors import InputError
-from .base import check_odd
-from .lau import LAU, divide
+from .base import check_odd, divide
+from .lau import LAU
 from .offset_network import OffsetNetwork
 from .registry import UPSAMPLER_REGISTRY
 

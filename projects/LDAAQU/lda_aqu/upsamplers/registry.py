@@ -23,8 +23,9 @@ class UpsamplerRegistry:
     """Upsamplers by name.
 
     A registered class is called as ``cls(in_channels, scale_factor, **options)``; the module it
-    makes is called as ``module(x, output_size=None)``, see :class:`Upsampler`, or, if it is a
-    :class:`GuidedUpsampler`, as ``module(x, guide)``.
+    makes is called as ``module(x, output_size=None)``, see :class:`Upsampler`. That of a
+    :class:`GuidedUpsampler` is called as ``module(x, guide)``, and its class also with
+    ``guide_channels``, where the guide has others than the input.
 
     (Detectron2's registry would serve, but the upsamplers must not need Detectron2.)
     """
@@ -86,17 +87,23 @@ def upsampler_options(cls: type[Upsampler]) -> dict[str, object]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        # All but self, in_channels and scale_factor, which every constructor has.
+        # All but self, in_channels and scale_factor, which every constructor has, and the other
+        # that says what the maps are.
         parameters = list(inspect.signature(base.__init__).parameters.values())[3:]
         named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-        options |= {p.name: p.default for p in named}
+        options |= {p.name: p.default for p in named if p.name != "guide_channels"}
         if named == parameters:
             break
     return options
 
 
 def build_upsampler(
-    name: str, in_channels: int, scale_factor: float = 2, **options: object
+    name: str,
+    in_channels: int,
+    scale_factor: float = 2,
+    *,
+    guide_channels: int | None = None,
+    **options: object,
 ) -> Upsampler:
     """Build the upsampler registered as ``name``.
 
@@ -104,14 +111,20 @@ def build_upsampler(
         name: a name in :data:`UPSAMPLER_REGISTRY`.
         in_channels: channels of the map it is to upsample.
         scale_factor: output size over input size where the call names no ``output_size``.
+        guide_channels: channels of a guided upsampler's guide; ``in_channels`` if not given.
         options: options of that upsampler; what is left out has its default.
 
     Raises:
-        InputError: unknown name or option, or values of another type than the option's default or
-            that do not fit; says what is allowed.
+        InputError: unknown name or option, values of another type than the option's default or
+            that do not fit, or ``guide_channels`` where there is no guide; says what is allowed.
     """
     check_options(name, options)
-    return UPSAMPLER_REGISTRY.get(name)(in_channels, scale_factor, **options)
+    cls = UPSAMPLER_REGISTRY.get(name)
+    if guide_channels is not None:
+        if not issubclass(cls, GuidedUpsampler):
+            raise InputError(f"{name} has no guide, so no guide_channels ({guide_channels})")
+        options["guide_channels"] = guide_channels
+    return cls(in_channels, scale_factor, **options)
 
 
 def check_options(name: str, options: Mapping[str, object]) -> None:

@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..ops import reassemble, similarity
-from .base import GuidedUpsampler, check_odd
+from .base import GuidedUpsampler, check_odd, check_positive
 from .channel_layer_norm import ChannelLayerNorm
 from .registry import UPSAMPLER_REGISTRY
 
@@ -27,7 +26,7 @@ class SAPAB(GuidedUpsampler):
 
     Args:
         in_channels: C.
-        scale_factor: see :class:`GuidedUpsampler`.
+        scale_factor, guide_channels: see :class:`GuidedUpsampler`.
         embedding_dim: dimensions in which pixels are compared.
         kernel_size: odd; windows are of kernel_size x kernel_size input pixels.
 
@@ -43,15 +42,16 @@ class SAPAB(GuidedUpsampler):
         scale_factor: float = 2,
         embedding_dim: int = 32,
         kernel_size: int = 5,
+        *,
+        guide_channels: int | None = None,
     ) -> None:
-        super().__init__(in_channels, scale_factor)
-        if embedding_dim < 1:
-            raise InputError(f"embedding_dim must be positive, got {embedding_dim}")
+        super().__init__(in_channels, scale_factor, guide_channels=guide_channels)
+        check_positive(embedding_dim=embedding_dim)
         check_odd(kernel_size=kernel_size)
         self.kernel_size = kernel_size
-        self.guide_norm = ChannelLayerNorm(in_channels)
+        self.guide_norm = ChannelLayerNorm(self.guide_channels)
         self.input_norm = ChannelLayerNorm(in_channels)
-        self.query = nn.Conv2d(in_channels, embedding_dim, 1)
+        self.query = nn.Conv2d(self.guide_channels, embedding_dim, 1)
         self.key = nn.Conv2d(in_channels, embedding_dim, 1)
         self.reset_parameters()
 
@@ -64,7 +64,7 @@ class SAPAB(GuidedUpsampler):
             layer.norm.reset_parameters()
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, C, H', W') to (N, C, H', W')."""
+        """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         self.guide_size(x, guide)
         query = self.query(self.guide_norm(guide))
         key = self.key(self.input_norm(x))

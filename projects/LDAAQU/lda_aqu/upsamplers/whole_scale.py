@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .base import Upsampler
+from .base import Upsampler, upper_left
 
 
 class WholeScaleUpsampler(Upsampler):
@@ -42,11 +42,15 @@ class WholeScaleUpsampler(Upsampler):
         y = self.upsample(x)
         # Cropped also where nothing is cut off, so that a graph traced here crops other sizes.
         if all(0 <= n < self.scale_factor for n in (y.shape[2] - height, y.shape[3] - width)):
-            return y[:, :, :height, :width]
+            return upper_left(y, height, width)
         return F.interpolate(y, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
     """(N, s² C, H, W) to (N, C, sH, sW), as ``F.pixel_shuffle``, whose gradient fails for N = 0."""
-    blocks = x.unflatten(1, (x.shape[1] // scale_factor**2, scale_factor, scale_factor))
-    return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    n, channels, height, width = x.shape
+    channels //= scale_factor**2
+    # Not by `unflatten`: see `lda_aqu.ops.layout.split_channels`.
+    blocks = x.reshape(n, channels, scale_factor, scale_factor, height, width)
+    size = (height * scale_factor, width * scale_factor)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(n, channels, *size)

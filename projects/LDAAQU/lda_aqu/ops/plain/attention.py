@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..layout import laid_out, memory_format_of
+from ..layout import laid_out, memory_format_of, split_channels
 from ..standard import is_transformed
 
 Reader = Callable[[Tensor, Tensor], Tensor]
@@ -201,7 +201,7 @@ class _Sampler:
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(N, C, Y, X) to (N, h, C / h, Y, X)."""
-        return x.unflatten(1, (self.num_heads, x.shape[1] // self.num_heads))
+        return split_channels(x, self.num_heads)
 
     def _grid(self, n: int) -> Tensor:
         """Where point n is read: (N * g, Y, X, 2), (x, y) in [-1, 1]."""

@@ -40,7 +40,11 @@ def predict_offsets(
         features = network.features()
         dtype = features.dtype
         normalized = F.layer_norm(
-            features, features.shape[-1:], norm_weight.to(dtype), norm_bias.to(dtype), EPSILON
+            features,
+            (int(features.shape[-1]),),
+            norm_weight.to(dtype),
+            norm_bias.to(dtype),
+            EPSILON,
         )
         hidden = network.merge_groups(F.gelu(normalized))
         predicted = F.conv2d(

@@ -28,7 +28,7 @@ def project_normalized(
     with without_autocast(x):
         rows = _rows(x)
         parameters = norm_weight.to(rows.dtype), norm_bias.to(rows.dtype)
-        normalized = F.layer_norm(rows, rows.shape[-1:], *parameters, EPSILON).to(dtype)
+        normalized = F.layer_norm(rows, (int(rows.shape[-1]),), *parameters, EPSILON).to(dtype)
         normalized = normalized.permute(0, 3, 1, 2)
         return [
             laid_out(F.conv2d(normalized, part.to(dtype)), torch.channels_last)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..layout import split_channels
+
 CHUNK = 2**19
 """Output elements that are worked on at once: a few times as many fit into a CPU's cache."""
 
@@ -70,7 +72,7 @@ def standard_reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
     _, groups, num_points, *size = weights.shape
     dtype = sum_dtype(x, weights)
     parts = (
-        pixels.unflatten(1, (groups, x.shape[1] // groups)) * weights[:, :, n, None]
+        split_channels(pixels, groups) * weights[:, :, n, None]
         for n, pixels in enumerate(_standard_windows(x.to(dtype), math.isqrt(num_points), size))
     )
     return [reduce(torch.add, parts).flatten(1, 2)]
@@ -79,8 +81,7 @@ def standard_reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
 def standard_similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> list[Tensor]:
     """What :func:`similarity` computes, in standard operators."""
     windows = _standard_windows(x.to(sum_dtype(x, query)), math.isqrt(num_points), query.shape[2:])
-    split = (num_groups, x.shape[1] // num_groups)
-    products = [(pixels * query).unflatten(1, split).sum(2) for pixels in windows]
+    products = [split_channels(pixels * query, num_groups).sum(2) for pixels in windows]
     return [torch.stack(products, 2)]
 
 

@@ -1,0 +1,241 @@
+"""Models are exported through the tool, and predict what they did in PyTorch."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model
+from lda_aqu.engine import load_config
+from lda_aqu.export import FORMATS, ExportedModel
+from lda_aqu.visualization import load_model
+from paths import ROOT
+from torch import nn
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+# LDA-AQU of a single point: a graph of fewer operators, which is exported in less time.
+ONE_POINT = ["MODEL.FPN.UPSAMPLER", "LDAAQU", "MODEL.LDA_AQU.KERNEL_SIZE", 1]
+by_trace = pytest.mark.parametrize(
+    "format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)]
+)
+
+
+class Exported:
+    """A model of random weights, the tool that exports it, and images of several sizes."""
+
+    def __init__(self, run_tool, config: Path, options: list, folder: Path, images: Path) -> None:
+        self.run_tool, self.config, self.folder = run_tool, config, folder
+        self.options = [str(o) for o in (*options, "MODEL.DEVICE", "cpu")]
+        self.images = [str(images / f"{n}.png") for n in range(2)]
+        torch.manual_seed(0)
+        model = build_model(self._load_config())
+        for module in model.modules():  # features that differ, or all scores would be the same
+            if isinstance(module, nn.Linear) and module.out_features < 10:
+                nn.init.normal_(module.weight, std=0.5)
+        self.weights = folder / "random.pth"
+        torch.save({"model": model.state_dict()}, self.weights)
+
+    def _load_config(self):
+        return load_config(str(self.config), self.options)
+
+    def run(self, format: str, *arguments: object, more: list | None = None) -> int:
+        """Run the tool; return its exit status."""
+        self.file = self.folder / f"model{FORMATS[format].suffix}"
+        return self.run_tool(
+            "export_model.py",
+            *("--config-file", self.config, "--weights", self.weights, "--format", format),
+            *("--output", self.file, *arguments, *self.options, *(more or [])),
+        )
+
+    def model(self, more: list | None = None) -> nn.Module:
+        self.options += more or []
+        cfg = self._load_config()
+        cfg.MODEL.WEIGHTS = str(self.weights)
+        return load_model(cfg)
+
+    def inputs(self, side: int) -> list[dict]:
+        """The images, the shorter side resized to this, to be predicted for at another size."""
+        cfg = self._load_config()
+        cfg.INPUT.MIN_SIZE_TEST = side
+        mapper = DatasetMapper(cfg, is_train=False)
+        return [mapper({"file_name": f}) | {"height": 70, "width": 100} for f in self.images]
+
+    def check(self, model: nn.Module, side: int) -> list[dict]:
+        """Compare the file's predictions with the model's; return the latter."""
+        exported, results = ExportedModel(self.file), []
+        with torch.no_grad():
+            for one in self.inputs(side):
+                (actual,), (expected,) = exported([one]), model([one])
+                assert actual.keys() == expected.keys()
+                if "instances" in expected:
+                    a, b = actual["instances"].get_fields(), expected["instances"].get_fields()
+                    assert a.keys() == b.keys()
+                    torch.testing.assert_close(a["pred_boxes"].tensor, b["pred_boxes"].tensor)
+                    torch.testing.assert_close(a["scores"], b["scores"])
+                    assert torch.equal(a["pred_classes"], b["pred_classes"])
+                    if "pred_masks" in b:
+                        assert a["pred_masks"].shape[1:] == (70, 100)
+                        wrong = (a["pred_masks"] != b["pred_masks"]).sum()
+                        assert wrong <= 1e-3 * b["pred_masks"].numel()
+                if "sem_seg" in expected:
+                    torch.testing.assert_close(
+                        actual["sem_seg"], expected["sem_seg"], rtol=1e-3, atol=1e-4
+                    )
+                if "panoptic_seg" in expected:
+                    a, b = actual["panoptic_seg"], expected["panoptic_seg"]
+                    assert (a[0] != b[0]).float().mean() < 0.01
+                    kinds = [[(s["id"], s["category_id"]) for s in x[1]] for x in (a, b)]
+                    assert kinds[0] == kinds[1]
+                results.append(expected)
+        return results
+
+
+@pytest.fixture
+def mask_rcnn(run_tool, tiny_config, tiny_coco, tmp_path) -> Exported:
+    options = [*ONE_POINT, "TEST.DETECTIONS_PER_IMAGE", 8]
+    return Exported(run_tool, tiny_config, options, tmp_path, tiny_coco / "images")
+
+
+@pytest.fixture
+def semantic(run_tool, tiny_coco, tmp_path) -> Exported:
+    options = [*ONE_POINT, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "INPUT.MIN_SIZE_TEST", 64]
+    config = ROOT / "configs/Small/upernet_R_18_camvid_lda_aqu.yaml"
+    return Exported(run_tool, config, options, tmp_path, tiny_coco / "images")
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_mask_rcnn(mask_rcnn, format):
+    """It finds something in one of two images, and is right about the other, too."""
+    model = mask_rcnn.model(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    with torch.no_grad():
+        tops = [model([one])[0]["instances"].scores.max() for one in mask_rcnn.inputs(64)]
+    more = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", str(float(sum(tops) / 2))]
+    finds, finds_none = (mask_rcnn.images[tops.index(top)] for top in (max(tops), min(tops)))
+    assert mask_rcnn.run(format, "--image", finds_none, more=more) == 2
+    assert not mask_rcnn.file.exists()
+    assert mask_rcnn.run(format, "--image", finds, more=more) == 0
+    model = mask_rcnn.model(more)
+    found = [len(result["instances"]) for result in mask_rcnn.check(model, 64)]
+    assert max(found) > 0 == min(found)
+    mask_rcnn.check(model, 81)
+    if format == "onnx":
+        check_graph(mask_rcnn.file)
+
+
+def check_graph(file: Path) -> None:
+    """Other runtimes read it; from opset 20 on TensorRT reads GridSample wrongly."""
+    exported = onnx.load(file)
+    (opset,) = exported.opset_import
+    assert opset.domain == ""
+    assert 16 <= opset.version <= 18
+    graph = exported.graph
+    assert "GridSample" in {node.op_type for node in graph.node}
+    (image,) = graph.input
+    size = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
+    assert size == [3, "height", "width"]
+    assert [o.name for o in graph.output] == ["boxes", "scores", "classes", "masks"]
+    (metadata,) = exported.metadata_props
+    assert json.loads(metadata.value)["channels"] == "BGR"
+
+
+def test_a_file_is_evaluated(mask_rcnn, tmp_path):
+    assert mask_rcnn.run("torchscript", "--evaluate") == 0
+    results = json.loads((tmp_path / "output/inference/coco_instances_results.json").read_text())
+    assert {result["image_id"] for result in results} == set(range(6))
+
+
+@by_trace
+def test_panoptic_fpn(run_tool, tiny_coco, tmp_path, format):
+    options = [
+        *(*ONE_POINT, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "MODEL.ROI_BOX_HEAD.CONV_DIM", 16),
+        *("TEST.DETECTIONS_PER_IMAGE", 8, "INPUT.MIN_SIZE_TEST", 64),
+        *("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.0),
+    ]
+    config = ROOT / "configs/Small/panoptic_fpn_R_18_glyphs_lda_aqu.yaml"
+    panoptic = Exported(run_tool, config, options, tmp_path, tiny_coco / "images")
+    assert panoptic.run(format, "--image", panoptic.images[0]) == 0
+    assert all(result["panoptic_seg"][1] for result in panoptic.check(panoptic.model(), 81))
+
+
+@by_trace
+def test_retinanet(run_tool, tiny_coco, tmp_path, format):
+    options = [
+        *(*ONE_POINT, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+        *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.RETINANET.NUM_CLASSES", 3),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.001, "TEST.DETECTIONS_PER_IMAGE", 8),
+        *("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 20, "INPUT.MIN_SIZE_TEST", 64),
+    ]
+    config = ROOT / "configs/COCO-Detection/retinanet_R_50_FPN_1x_lda_aqu.yaml"
+    retinanet = Exported(run_tool, config, options, tmp_path, tiny_coco / "images")
+    assert retinanet.run(format, "--image", retinanet.images[0]) == 0
+    results = retinanet.check(retinanet.model(), 81)
+    assert all(len(result["instances"]) for result in results)
+
+
+def test_semantic_segmentor_of_any_size(semantic):
+    assert semantic.run("onnx", "--image", semantic.images[0]) == 0
+    semantic.check(semantic.model(), 81)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_semantic_segmentor_of_one_size(semantic, format):
+    assert semantic.run(format, "--image", semantic.images[0], "--size", 64, 96) == 0
+    semantic.check(semantic.model(), 64)
+    with pytest.raises(Exception, match=r"64"):
+        ExportedModel(semantic.file)([{"image": torch.zeros(3, 96, 64)}])
+    if format == "pt2":
+        program = torch.export.load(semantic.file)
+        calls = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+        assert calls
+        assert all(name.startswith(("aten.", "<built-in function")) for name in calls)
+
+
+def test_disagreement_leaves_nothing(mask_rcnn, monkeypatch, capsys):
+    """The image of the check is not the one traced with."""
+    write = FORMATS["torchscript"].write
+
+    def write_another(model, *others) -> None:
+        other = copy.deepcopy(model)
+        other.model.roi_heads.mask_head.predictor.bias.data += 0.5
+        write(other, *others)
+
+    another = FORMATS["torchscript"]._replace(write=write_another)
+    monkeypatch.setitem(FORMATS, "torchscript", another)
+    file = mask_rcnn.folder / "model.ts"
+    file.write_bytes(b"before")
+    assert mask_rcnn.run("torchscript") == 2
+    assert "masks differ from PyTorch's by 0." in capsys.readouterr().err
+    assert file.read_bytes() == b"before"
+    assert not list(mask_rcnn.folder.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    "format, arguments, more, message",
+    [
+        ("onnx", [], ["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "GeneralizedRCNN, Panoptic"),
+        ("onnx", [], ["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON"),
+        ("pt2", [], [], "GeneralizedRCNN cannot be exported to pt2"),
+        ("pt2", [], ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"], "--size"),
+        ("torchscript", ["--size", 64, 64], [], "TorchScript file takes images of any size"),
+        ("onnx", ["--size", 64, 8], [], "64 x 8"),
+        ("onnx", ["--image", "none.png"], [], "none.png"),
+        ("onnx", [], ["DATASETS.TEST", "()"], "--image"),
+        ("onnx", [], ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"], "--image"),
+        ("onnx", ["--weights", "none.pth"], [], "none.pth"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(mask_rcnn, format, arguments, more, message, capsys):
+    assert mask_rcnn.run(format, *arguments, more=more) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert message in line
+    assert not mask_rcnn.file.exists()
+
+
+def test_a_suffix_that_is_no_format(tmp_path):
+    with pytest.raises(ValueError, match=r"\.onnx, \.ts, \.pt2"):
+        ExportedModel(tmp_path / "model.bin")
