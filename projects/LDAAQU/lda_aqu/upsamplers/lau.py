@@ -201,4 +201,4 @@ class LAU(Upsampler):
     def _position_bias(self) -> Tensor | None:
         """(heads, k_u², d / heads), as the operator takes it."""
         table = self.relative_position_bias_table
-        return None if table is None else table.squeeze((0, 2))
+        return None if table is None else table.squeeze(2).squeeze(0)
