@@ -33,9 +33,6 @@ class Exported:
         self.images = [str(images / f"{n}.png") for n in range(2)]
         torch.manual_seed(0)
         model = build_model(self._load_config())
-        for module in model.modules():  # features that differ, or all scores would be the same
-            if isinstance(module, nn.Linear) and module.out_features < 10:
-                nn.init.normal_(module.weight, std=0.5)
         self.weights = folder / "random.pth"
         torch.save({"model": model.state_dict()}, self.weights)
 
@@ -181,7 +178,7 @@ def test_semantic_segmentor_of_any_size(semantic):
     semantic.check(semantic.model(), 81)
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_semantic_segmentor_of_one_size(semantic, format):
     assert semantic.run(format, "--image", semantic.images[0], "--size", 64, 96) == 0
     semantic.check(semantic.model(), 64)
