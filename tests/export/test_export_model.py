@@ -210,6 +210,24 @@ def test_disagreement_leaves_nothing(mask_rcnn, monkeypatch, capsys):
     assert not list(mask_rcnn.folder.glob("*.unfinished"))
 
 
+def test_a_file_bound_to_one_size_is_noticed(semantic, monkeypatch, capsys):
+    write = FORMATS["onnx"].write
+
+    def write_bound(model, image, dynamic, *others) -> None:
+        write(model, image, False, *others)
+
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=write_bound))
+    assert semantic.run("onnx", "--image", semantic.images[0]) == 2
+    assert "fails on a part of it, turned, 96 x 48" in capsys.readouterr().err
+    assert not semantic.file.exists()
+
+
+def test_missing_packages_are_named(mask_rcnn, monkeypatch, capsys):
+    monkeypatch.setattr("lda_aqu.export.formats.find_spec", lambda name: None)
+    assert mask_rcnn.run("onnx") == 2
+    assert "pip install onnx onnxruntime" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "format, arguments, more, message",
     [
