@@ -222,6 +222,11 @@ def test_a_file_bound_to_one_size_is_noticed(semantic, monkeypatch, capsys):
     assert not semantic.file.exists()
 
 
+def test_a_folder_is_no_output(mask_rcnn, capsys):
+    mask_rcnn.run("torchscript", "--output", mask_rcnn.folder)
+    assert "is a folder: name a file in it" in capsys.readouterr().err
+
+
 def test_missing_packages_are_named(mask_rcnn, monkeypatch, capsys):
     monkeypatch.setattr("lda_aqu.export.formats.find_spec", lambda name: None)
     assert mask_rcnn.run("onnx") == 2

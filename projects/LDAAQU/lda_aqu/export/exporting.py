@@ -79,11 +79,13 @@ def export_model(
 
     Raises:
         InputError: the model cannot be exported, or the image cannot be read or has nothing in it
-            for the model, or the file does not predict what PyTorch does.
+            for the model, or the file cannot be written or does not predict what PyTorch does.
     """
     output = Path(output)
     check_exportable(cfg, format, size)
     make_folder(output.parent, "the folder of the output")
+    if output.is_dir():
+        raise InputError(f"the output {str(output)!r} is a folder: name a file in it")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
