@@ -48,11 +48,22 @@ def test_nan_is_no_agreement():
 
 def test_other_detections_are_no_agreement():
     expected = detections()
-    fewer = {name: tensor[:2] for name, tensor in expected.items()}
+    fewer = {name: tensor[1:] for name, tensor in expected.items()}
     with pytest.raises(InputError, match="there are 2 detections, and PyTorch finds 3"):
         compare(expected, fewer)
+    with pytest.raises(InputError, match="there are 3 detections, and PyTorch finds 2"):
+        compare(fewer, expected)
     with pytest.raises(InputError, match="other classes"):
         compare(expected, expected | {"classes": torch.tensor([0, 0, 2])})
+
+
+def test_one_of_the_lowest_score_may_be_missing():
+    """It is on the other side of the threshold for rounding."""
+    expected = detections()
+    expected["scores"][2] = 0.05001
+    fewer = {name: tensor[:2] for name, tensor in expected.items()}
+    for a, b in ((expected, fewer), (fewer, expected)):
+        assert compare(a, b) == {"boxes": 0, "scores": 0, "masks": 0}
 
 
 def test_no_detections_agree():

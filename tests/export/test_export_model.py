@@ -33,9 +33,6 @@ class Exported:
         self.images = [str(images / f"{n}.png") for n in range(2)]
         torch.manual_seed(0)
         model = build_model(self._load_config())
-        for module in model.modules():  # features that differ, or all scores would be the same
-            if isinstance(module, nn.Linear) and module.out_features < 10:
-                nn.init.normal_(module.weight, std=0.5)
         self.weights = folder / "random.pth"
         torch.save({"model": model.state_dict()}, self.weights)
 
@@ -181,7 +178,7 @@ def test_semantic_segmentor_of_any_size(semantic):
     semantic.check(semantic.model(), 81)
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_semantic_segmentor_of_one_size(semantic, format):
     assert semantic.run(format, "--image", semantic.images[0], "--size", 64, 96) == 0
     semantic.check(semantic.model(), 64)
@@ -211,6 +208,29 @@ def test_disagreement_leaves_nothing(mask_rcnn, monkeypatch, capsys):
     assert "masks differ from PyTorch's by 0." in capsys.readouterr().err
     assert file.read_bytes() == b"before"
     assert not list(mask_rcnn.folder.glob("*.unfinished"))
+
+
+def test_a_file_bound_to_one_size_is_noticed(semantic, monkeypatch, capsys):
+    write = FORMATS["onnx"].write
+
+    def write_bound(model, image, dynamic, *others) -> None:
+        write(model, image, False, *others)
+
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=write_bound))
+    assert semantic.run("onnx", "--image", semantic.images[0]) == 2
+    assert "fails on a part of it, turned, 96 x 48" in capsys.readouterr().err
+    assert not semantic.file.exists()
+
+
+def test_a_folder_is_no_output(mask_rcnn, capsys):
+    mask_rcnn.run("torchscript", "--output", mask_rcnn.folder)
+    assert "is a folder: name a file in it" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(mask_rcnn, monkeypatch, capsys):
+    monkeypatch.setattr("lda_aqu.export.formats.find_spec", lambda name: None)
+    assert mask_rcnn.run("onnx") == 2
+    assert "pip install onnx onnxruntime" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ TOLERANCES = {"boxes": 0.1, "scores": 1e-3, "masks": 1e-2, "sem_seg": 1e-3}
 def compare(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> dict[str, float]:
     """Compare predictions for an image: see :class:`~.tensor_model.TensorModel`.
 
-    Detections of equal scores may come in any order: those of the nearest boxes are compared.
+    Detections of equal scores may come in any order: those of the nearest boxes are compared. One
+    of the lowest score may be missing.
 
     Returns:
         The largest difference of each of the outputs in TOLERANCES, in the units there.
@@ -24,7 +25,7 @@ def compare(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> dict[str,
             names the largest.
     """
     if "boxes" in expected:
-        actual = actual | _in_order_of(expected, actual)
+        expected, actual = _matched(expected, actual)
     differences = {}
     for name in TOLERANCES.keys() & expected.keys():
         a, b = actual[name].double(), expected[name].double()
@@ -45,15 +46,26 @@ def _excess(name: str, difference: float) -> float:
     return np.inf if np.isnan(difference) else difference / TOLERANCES[name]
 
 
-def _in_order_of(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The detections in the order of those expected."""
-    names = [name for name in ("boxes", "scores", "classes", "masks") if name in expected]
-    counts = [len(predictions["boxes"]) for predictions in (actual, expected)]
-    if counts[0] != counts[1]:
-        raise InputError(f"there are {counts[0]} detections, and PyTorch finds {counts[1]}")
+def _matched(
+    expected: dict[str, Tensor], actual: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both without the detections that the other has not, and the second in the first's order."""
     distance = torch.cdist(expected["boxes"], actual["boxes"], p=torch.inf).numpy()
-    is_other = expected["classes"][:, None] != actual["classes"]
-    rows, order = linear_sum_assignment(np.where(is_other, 1e6, np.nan_to_num(distance, nan=1e5)))
-    if is_other[rows, order].any():
+    is_other = (expected["classes"][:, None] != actual["classes"]).numpy()
+    pairs = linear_sum_assignment(np.where(is_other, 1e6, np.nan_to_num(distance, nan=1e5)))
+    if is_other[pairs].any():
         raise InputError("detections are of other classes than PyTorch's")
-    return {name: actual[name][order] for name in names}
+    scores = torch.cat([expected["scores"], actual["scores"], torch.ones(1)])
+    matched = []
+    for predictions, kept in zip((expected, actual), pairs, strict=True):
+        is_alone = torch.ones_like(predictions["scores"], dtype=torch.bool)
+        is_alone[kept] = False
+        # The last may be on either side of the lowest score, or number, that is asked for.
+        if (predictions["scores"][is_alone] > scores.min() + TOLERANCES["scores"]).any():
+            raise InputError(
+                f"there are {len(actual['boxes'])} detections, and PyTorch finds "
+                f"{len(expected['boxes'])}"
+            )
+        names = {"boxes", "scores", "classes", "masks"} & predictions.keys()
+        matched.append(predictions | {name: predictions[name][kept] for name in names})
+    return matched[0], matched[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.records import load_records
-from ..errors import MISFITS, InputError, as_input_error
+from ..errors import InputError, as_input_error
 from ..files import atomic_write, make_folder
 from ..visualization import load_model
 from ..visualization.image_files import build_mapper
@@ -79,11 +79,13 @@ def export_model(
 
     Raises:
         InputError: the model cannot be exported, or the image cannot be read or has nothing in it
-            for the model, or the file does not predict what PyTorch does.
+            for the model, or the file cannot be written or does not predict what PyTorch does.
     """
     output = Path(output)
     check_exportable(cfg, format, size)
     make_folder(output.parent, "the folder of the output")
+    if output.is_dir():
+        raise InputError(f"the output {str(output)!r} is a folder: name a file in it")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
@@ -107,12 +109,13 @@ def export_model(
         *(format, f"{height} x {width}" if size else "any size", source, height, width),
     )
     with atomic_write(output) as file:
-        with as_input_error(f"the model cannot be exported to {format}", *MISFITS):
+        # Exporters and runtimes raise whatever they like.
+        with as_input_error(f"the model cannot be exported to {format}", Exception):
             FORMATS[format].write(model, image, size is None, metadata, file)
         file.flush()
         run = ExportedModel(file.name, format).run
         for what, pixels in _check_images(model, image, size is None):
-            with as_input_error(f"the file exported to {format} fails on {what}", *MISFITS):
+            with as_input_error(f"the file exported to {format} fails on {what}", Exception):
                 found = model(pixels)
                 if what == "an empty image" and len(found["boxes"]):
                     continue  # of equal pixels it finds equal scores, in any order
