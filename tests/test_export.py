@@ -113,6 +113,11 @@ def test_onnx(model, tmp_path):
     check(model, run_onnx(file))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(n, marks=() if n in ("LDAAQU", "DySample") else pytest.mark.slow) for n in NAMES],
+    indirect=True,
+)
 def test_onnx_by_dynamo(model, tmp_path):
     file, dynamic = tmp_path / "upsampler.onnx", dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
     torch.onnx.export(
