@@ -22,6 +22,7 @@ SHAPES = {
     "detector": PYRAMID,
     "of_timm": PYRAMID,
     "detectron": PYRAMID,
+    "convnext": PYRAMID,
 }
 UPSAMPLERS = {"yolo": 2, "unet": 5, "guided": 5, "fpn": 4}  # and 3 in each pyramid
 
@@ -45,7 +46,7 @@ def tensors(output: Tensor | list[Tensor] | dict[str, Tensor]) -> list[Tensor]:
 
 def loss(model: nn.Module, name: str) -> Tensor:
     boxes, labels = torch.tensor([[8.0, 8, 40, 50]]), torch.tensor([1])
-    if name == "detectron":
+    if name in ("detectron", "convnext"):
         instances = Instances((64, 64), gt_boxes=Boxes(boxes), gt_classes=labels)
         images = [{"image": 255 * image, "instances": instances} for image in IMAGES]
         with EventStorage():
