@@ -205,7 +205,10 @@ def test_models(tiny_config, known_keys):
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["MODEL.FPN.IN_FEATURES", "['res9']"], "model cannot be built: KeyError: 'res9'"),
+        (
+            ["MODEL.FPN.IN_FEATURES", "['res9']"],
+            "MODEL.FPN.IN_FEATURES 'res9': .* gives res2, res3",
+        ),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"], "model cannot be built: AssertionError"),
         (["MODEL.BACKBONE.NAME", "vit"], "No object named 'vit' found in 'BACKBONE' registry"),
         (["SOLVER.STEPS", "(3, 2)"], "model cannot be built: ValueError: Milestone"),

@@ -77,7 +77,7 @@ def semantic(own):
         "semantic_fpn_R_18_camvid_lda_aqu.yaml",
         "IMAGES: @{split}, SEMANTIC_LABELS: @semantic_{split}, IGNORE_VALUE: 0, "
         f"CLASSES: [void, {', '.join(THINGS)}, {', '.join(STUFF)}]".replace(" 4, 8", " '4', '8'"),
-        "FPN: {OUT_CHANNELS: 16}, SEM_SEG_HEAD: {CONVS_DIM: 16, NUM_CLASSES: 10, IGNORE_VALUE: 0}",
+        "FPN: {OUT_CHANNELS: 16}, SEM_SEG_HEAD: {CONVS_DIM: 32, NUM_CLASSES: 10, IGNORE_VALUE: 0}",
     )
 
 

@@ -17,7 +17,7 @@ def cfg() -> CfgNode:
         str(ROOT / "configs" / "Small" / "semantic_fpn_R_18_camvid_lda_aqu.yaml"),
         [
             *("MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16"),
-            *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "TEST.AUG.MIN_SIZES", "(64,)"),
+            *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "TEST.AUG.MIN_SIZES", "(64,)"),
         ],
     )
 
