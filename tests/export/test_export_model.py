@@ -175,7 +175,9 @@ def test_retinanet(run_tool, tiny_coco, tmp_path, format):
 
 
 def test_semantic_segmentor_of_any_size(semantic):
-    assert semantic.run("onnx", "--image", semantic.images[0]) == 0
+    value_range = ["INPUT.VALUE_RANGE", "[0, 4095]"]
+    assert semantic.run("onnx", "--image", semantic.images[0], more=value_range) == 0
+    assert ExportedModel(semantic.file).metadata["value_range"] == [0, 4095]
     semantic.check(semantic.model(), 81)
 
 
