@@ -94,6 +94,11 @@ def test_freezes_the_first_stages():
             "did you mean build_swin_backbone?",
         ),
         (
+            "build_swin_backbone",
+            ["MODEL.FPN.BOTTOM_UP", RETINANET],
+            f"MODEL.FPN.BOTTOM_UP {RETINANET} is a pyramid itself",
+        ),
+        (
             "build_regnet_backbone",
             ["MODEL.FPN.IN_FEATURES", ["res2"]],
             "MODEL.FPN.IN_FEATURES 'res2': MODEL.FPN.BOTTOM_UP build_regnet_backbone gives "
