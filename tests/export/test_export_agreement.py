@@ -66,6 +66,15 @@ def test_one_of_the_lowest_score_may_be_missing():
         assert compare(a, b) == {"boxes": 0, "scores": 0, "masks": 0}
 
 
+def test_the_only_one_may_not_be_missing():
+    one = {name: tensor[:1] for name, tensor in detections().items()}
+    none = {name: tensor[:0] for name, tensor in one.items()}
+    with pytest.raises(InputError, match="there are 0 detections, and PyTorch finds 1"):
+        compare(one, none)
+    with pytest.raises(InputError, match="there are 1 detections, and PyTorch finds 0"):
+        compare(none, one)
+
+
 def test_no_detections_agree():
     none = {name: tensor[:0] for name, tensor in detections().items()}
     assert compare(none, none) == {"boxes": 0, "scores": 0, "masks": 0}

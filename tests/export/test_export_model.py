@@ -9,6 +9,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from lda_aqu.engine import load_config
+from lda_aqu.errors import InputError
 from lda_aqu.export import FORMATS, ExportedModel
 from lda_aqu.visualization import load_model
 from paths import ROOT
@@ -174,7 +175,9 @@ def test_retinanet(run_tool, tiny_coco, tmp_path, format):
 
 
 def test_semantic_segmentor_of_any_size(semantic):
-    assert semantic.run("onnx", "--image", semantic.images[0]) == 0
+    value_range = ["INPUT.VALUE_RANGE", "[0, 4095]"]
+    assert semantic.run("onnx", "--image", semantic.images[0], more=value_range) == 0
+    assert ExportedModel(semantic.file).metadata["value_range"] == [0, 4095]
     semantic.check(semantic.model(), 81)
 
 
@@ -259,3 +262,11 @@ def test_what_cannot_be_exported_is_refused(mask_rcnn, format, arguments, more, 
 def test_a_suffix_that_is_no_format(tmp_path):
     with pytest.raises(ValueError, match=r"\.onnx, \.ts, \.pt2"):
         ExportedModel(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_cannot_be_read(format, tmp_path):
+    file = tmp_path / f"model{FORMATS[format].suffix}"
+    file.write_bytes(b"no model")
+    with pytest.raises(InputError, match=rf"^the {format} file '.*{file.name}' cannot be read: "):
+        ExportedModel(file)

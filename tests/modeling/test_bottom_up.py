@@ -1,12 +1,12 @@
 """Pyramids on other backbones than ResNet."""
 
-import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
 from lda_aqu import add_lda_aqu_config
 from lda_aqu.errors import InputError
+from lda_aqu.modeling import TimmBackbone
 
 RCNN, RETINANET = "build_resnet_lda_aqu_fpn_backbone", "build_retinanet_resnet_lda_aqu_fpn_backbone"
 
@@ -94,6 +94,11 @@ def test_freezes_the_first_stages():
             "did you mean build_swin_backbone?",
         ),
         (
+            "build_swin_backbone",
+            ["MODEL.FPN.BOTTOM_UP", RETINANET],
+            f"MODEL.FPN.BOTTOM_UP {RETINANET} is a pyramid itself",
+        ),
+        (
             "build_regnet_backbone",
             ["MODEL.FPN.IN_FEATURES", ["res2"]],
             "MODEL.FPN.IN_FEATURES 'res2': MODEL.FPN.BOTTOM_UP build_regnet_backbone gives "
@@ -114,3 +119,28 @@ def test_mistakes_are_named(bottom_up, opts, message):
     with pytest.raises(InputError) as error:
         build_backbone(config(bottom_up, *opts))
     assert message in str(error.value)
+
+
+def test_timm_maps_have_the_channels_second():
+    """In timm they are last in this network."""
+    pytest.importorskip("timm")
+    backbone = TimmBackbone("mambaout_femto").eval()
+    for name, y in backbone(torch.zeros(1, 3, 64, 96)).items():
+        shape = backbone.output_shape()[name]
+        assert y.shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
+
+
+def test_weights_that_timm_cannot_download(monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match="^MODEL.TIMM.NAME 'mobile.* ConnectionError: no network"):
+        build_backbone(config("build_timm_backbone", "MODEL.TIMM.PRETRAINED", True))
+
+
+def test_regnet_of_grey_images():
+    cfg = config("build_regnet_backbone", "MODEL.PIXEL_MEAN", [0.0])
+    assert "p2" in build_backbone(cfg)(torch.zeros(2, 1, 64, 96))

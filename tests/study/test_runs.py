@@ -90,6 +90,24 @@ def test_another_machine_goes_on_from_the_results(study, tmp_path):
         changed.prepare()
 
 
+def test_goes_on_from_another_working_directory(study, tmp_path, monkeypatch):
+    run(study(), "1")
+    monkeypatch.chdir(tmp_path)
+    run(study(), "1-2")
+    results = read(tmp_path / "study" / "results.json")
+    assert len(results) == 4 and len({result["config"]["file"] for result in results}) == 1
+
+
+def test_results_of_another_config_file(study, tmp_path):
+    run(study("Nearest"), "1")
+    results = tmp_path / "study" / "results.json"
+    before = results.read_text().replace('"file": "', '"file": "another/')
+    results.write_text(before)
+    with pytest.raises(InputError, match="has results of the config 'another/"):
+        run(study("Nearest"), "2")
+    assert results.read_text() == before and len(calls(study())) == 1
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(study, capsys):
     some = study("Nearest", "CARAFE", "LDAAQU")
     some.output.mkdir()

@@ -150,6 +150,13 @@ def test_a_shared_module_stays_shared():
     assert again[2][1] is up
 
 
+def test_a_factor_that_was_set_later():
+    up = nn.Upsample(scale_factor=2)
+    up.scale_factor = 3
+    new = replace_upsampling(nn.Sequential(up), "Nearest", torch.randn(1, 3, 2, 2))
+    assert new["0"].scale_factor == 3
+
+
 def test_the_dtype_is_that_of_the_weights_around(device):
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2))
     replaced = copy.deepcopy(model).double()

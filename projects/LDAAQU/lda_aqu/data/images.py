@@ -1,7 +1,6 @@
 """Reading images as Detectron2 does; those of more than 8 bits, by ``INPUT.VALUE_RANGE``."""
 
 import copy
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,32 +11,30 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from PIL import Image
 
-from .label_files import UNREADABLE, UnreadableImageError, read_header
+from .label_files import UNREADABLE, ImageHeader, UnreadableImageError, read_header
 
 
-def is_deep(path: str | os.PathLike, value_range: Sequence[float]) -> bool:
-    """Whether an image has more than 8 bits, by its header.
+def is_deep(header: ImageHeader, value_range: Sequence[float]) -> bool:
+    """Whether an image has more than 8 bits.
 
     Args:
-        path: the file.
+        header: of the image file.
         value_range: ``INPUT.VALUE_RANGE``.
 
     Raises:
-        UnreadableImageError: it has, and there is no range; or it is in colour; or it cannot be
-            read.
+        UnreadableImageError: it has, and there is no range, or it is in colour.
     """
-    header = read_header(path)
     if not header.mode.startswith(("I", "F")):
         if ";16" in header.stored_as:
             raise UnreadableImageError(
-                f"image file {str(path)!r} is in colour with 16 bits a channel, of which the lower "
-                "8 would be dropped: store it with 8 bits"
+                f"image file {header.path!r} is in colour with 16 bits a channel, of which the "
+                "lower 8 would be dropped: store it with 8 bits"
             )
         return False
     if not value_range:
         raise UnreadableImageError(
-            f"image file {str(path)!r} has values of more than 8 bits (mode {header.mode}), which "
-            "would be clipped at 255: set INPUT.VALUE_RANGE to those that are black and white"
+            f"image file {header.path!r} has values of more than 8 bits (mode {header.mode}), "
+            "which would be clipped at 255: set INPUT.VALUE_RANGE to those that are black and white"
         )
     return True
 
@@ -59,7 +56,7 @@ def read_image_file(
     Raises:
         UnreadableImageError: naming the file and what is wrong with it.
     """
-    deep = is_deep(path, value_range)
+    deep = is_deep(read_header(path), value_range)
     try:
         image = detection_utils.read_image(path, None if deep else image_format)
     except UNREADABLE as error:
@@ -102,8 +99,8 @@ class ImageMapper:
         """The input of the model for a dataset dict.
 
         Raises:
-            UnreadableImageError: see :func:`is_deep`.
+            UnreadableImageError: see :func:`is_deep`; or the header cannot be read.
             Exception: what Detectron2 and Pillow raise of files that cannot be read.
         """
-        deep = is_deep(record["file_name"], self._value_range)
+        deep = is_deep(read_header(record["file_name"]), self._value_range)
         return (self._deep_mapper if deep else self._mapper)(record)

@@ -40,6 +40,7 @@ def _open(file: str, path: str | os.PathLike) -> Iterator[Image.Image]:
 class ImageHeader(NamedTuple):
     """What an image file says of itself before its pixels."""
 
+    path: str
     size: tuple[int, int]
     """(width, height), turned as its EXIF orientation says."""
     mode: str
@@ -62,7 +63,7 @@ def read_header(path: str | os.PathLike) -> ImageHeader:
         except Exception:  # Detectron2 takes an image whose EXIF is damaged as it is
             on_its_side = False
         size = (height, width) if on_its_side else (width, height)
-        return ImageHeader(size, image.mode, stored_as)
+        return ImageHeader(str(path), size, image.mode, stored_as)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.images import is_deep
-from ..data.label_files import image_size, read_label
+from ..data.label_files import image_size, read_header, read_label
 from ..data.records import Record, check_dataset_name, check_objects, load_records
 from ..errors import InputError
 from ..evaluation.build import build_evaluators, evaluated_tasks, predicted_tasks
@@ -196,12 +196,13 @@ def _check_images(cfg: CfgNode, name: str, records: list[Record], *, evaluated: 
 
     def check(record: Record) -> None:
         try:
-            width, height = image_size(record["file_name"])
-            is_deep(record["file_name"], cfg.INPUT.VALUE_RANGE)
+            header = read_header(record["file_name"])
+            is_deep(header, cfg.INPUT.VALUE_RANGE)
         except InputError:
             if skip and os.path.exists(record["file_name"]):
                 return
             raise
+        width, height = header.size
         expected = record.get("width", width), record.get("height", height)
         if (width, height) != expected:
             raise InputError(

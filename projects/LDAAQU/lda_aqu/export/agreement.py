@@ -15,7 +15,7 @@ def compare(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> dict[str,
     """Compare predictions for an image: see :class:`~.tensor_model.TensorModel`.
 
     Detections of equal scores may come in any order: those of the nearest boxes are compared. One
-    of the lowest score may be missing.
+    of no higher score than all these may be missing.
 
     Returns:
         The largest difference of each of the outputs in TOLERANCES, in the units there.
@@ -55,13 +55,14 @@ def _matched(
     pairs = linear_sum_assignment(np.where(is_other, 1e6, np.nan_to_num(distance, nan=1e5)))
     if is_other[pairs].any():
         raise InputError("detections are of other classes than PyTorch's")
-    scores = torch.cat([expected["scores"], actual["scores"], torch.ones(1)])
+    common = torch.cat([expected["scores"][pairs[0]], actual["scores"][pairs[1]]])
+    lowest = common.min() if len(common) else -torch.inf
     matched = []
     for predictions, kept in zip((expected, actual), pairs, strict=True):
         is_alone = torch.ones_like(predictions["scores"], dtype=torch.bool)
         is_alone[kept] = False
         # The last may be on either side of the lowest score, or number, that is asked for.
-        if (predictions["scores"][is_alone] > scores.min() + TOLERANCES["scores"]).any():
+        if not (predictions["scores"][is_alone] <= lowest + TOLERANCES["scores"]).all():
             raise InputError(
                 f"there are {len(actual['boxes'])} detections, and PyTorch finds "
                 f"{len(expected['boxes'])}"

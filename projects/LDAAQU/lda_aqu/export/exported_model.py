@@ -8,7 +8,7 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from .formats import FORMATS
 
 
@@ -22,7 +22,7 @@ class ExportedModel:
         format: a name in :data:`~lda_aqu.export.FORMATS`.
 
     Raises:
-        InputError: neither says a format.
+        InputError: neither says a format, or the file cannot be read.
     """
 
     def __init__(self, path: str | Path, format: str | None = None) -> None:
@@ -32,7 +32,9 @@ class ExportedModel:
             raise InputError(
                 f"{str(path)!r}: the suffixes of the formats are {', '.join(suffixes)}"
             )
-        self.run, self.metadata = FORMATS[name].read(str(path))
+        # Runtimes raise whatever they like.
+        with as_input_error(f"the {name} file {str(path)!r} cannot be read", Exception):
+            self.run, self.metadata = FORMATS[name].read(str(path))
 
     @torch.no_grad()
     def __call__(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

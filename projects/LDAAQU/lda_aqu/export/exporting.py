@@ -97,6 +97,7 @@ def export_model(
         "channels": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "value_range": cfg.INPUT.VALUE_RANGE,
     }
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         metadata["panoptic"] = [

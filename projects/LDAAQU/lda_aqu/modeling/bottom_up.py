@@ -10,7 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, MViT, SwinTransform
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 from torch import Tensor
 
-from ..errors import MISFITS, InputError, as_input_error
+from ..errors import InputError, as_input_error
 
 
 class _Swin(SwinTransformer):
@@ -47,11 +47,12 @@ def build_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MViT:
 def build_regnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
     """RegNet (Dollár et al., CVPR 2021) of ``MODEL.REGNET``; maps "s1" to "s4".
 
-    Its norm is ``MODEL.RESNETS.NORM``, and the images have three channels.
+    Its norm is ``MODEL.RESNETS.NORM``.
     """
     options = {key.lower(): value for key, value in cfg.MODEL.REGNET.items()}
     return RegNet(
-        stem_class=SimpleStem,
+        # Detectron2's own call says that images have three channels.
+        stem_class=lambda _, *arguments: SimpleStem(input_shape.channels, *arguments),
         block_class=ResBottleneckBlock,
         norm=cfg.MODEL.RESNETS.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -74,12 +75,14 @@ class TimmBackbone(Backbone):
     Shapes: images (N, in_channels, H, W), and maps (N, C, H / stride, W / stride).
 
     Raises:
-        InputError: timm is not installed, or has no such network that gives maps of its stages.
+        InputError: timm is not installed, has no such network that gives maps of its stages, or
+            cannot download its weights.
     """
 
     def __init__(self, name: str, pretrained: bool = False, in_channels: int = 3) -> None:
         super().__init__()
-        with as_input_error(f"{name!r} of timm", ImportError, *MISFITS):
+        # It raises whatever it likes, and what downloads the weights does, too.
+        with as_input_error(f"{name!r} of timm", Exception):
             import timm
 
             self.network = timm.create_model(
@@ -92,10 +95,15 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
         if len(self._out_feature_strides) < len(strides):
             raise InputError(f"{name!r} of timm gives maps of strides {strides}: no pyramid")
+        # Some networks of timm have the channels last.
+        self._channels_last = getattr(self.network, "output_fmt", None) == "NHWC"
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images to the maps by their names."""
-        return dict(zip(self._out_features, self.network(x), strict=True))
+        maps = self.network(x)
+        if self._channels_last:
+            maps = [y.permute(0, 3, 1, 2) for y in maps]
+        return dict(zip(self._out_features, maps, strict=True))
 
 
 @BACKBONE_REGISTRY.register()

@@ -122,7 +122,13 @@ def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         raise InputError(
             f"MODEL.FPN.BOTTOM_UP {name!r} is not in BACKBONE_REGISTRY{did_you_mean(name, known)}"
         )
-    bottom_up = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    builder = BACKBONE_REGISTRY.get(name)
+    if builder.__module__ == __name__:
+        raise InputError(
+            f"MODEL.FPN.BOTTOM_UP {name} is a pyramid itself: name the network below it, as "
+            "build_resnet_backbone"
+        )
+    bottom_up = builder(cfg, input_shape)
     missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in bottom_up.output_shape()]
     if missing:
         raise InputError(

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..engine.metrics_file import read_metrics
+from ..errors import InputError
 from ..upsampler_arguments import parse_upsampler
 from .plan import Run, Study
 from .results import measured, provenance
@@ -37,10 +38,14 @@ def run_all(
 
     Returns:
         The logs of those that failed.
+
+    Raises:
+        InputError: there are results of another config file.
     """
     about = provenance(cfg.MODEL.DEVICE, script.parent) | {"threads": threads, "jobs": jobs}
-    config = {"file": os.path.relpath(study.config_file), "options": study.opts}
-    about["config"] = config | {"compared": study.keys}
+    # Named alike on all machines, wherever the study is started.
+    file = os.path.relpath(study.config_file, script.parent)
+    about["config"] = {"file": file, "options": study.opts, "compared": study.keys}
     runs, steps = study.runs(seeds), cfg.SOLVER.MAX_ITER
     waiting: list[Run] = []
     going: dict[subprocess.Popen, Run] = {}
@@ -64,7 +69,14 @@ def run_all(
                 tqdm.write(f"{what}: {last}\n  see {run.log}", file=sys.stderr)
 
     with _locked(study.output) as lock, tqdm(total=len(runs) * steps, unit="iteration") as bar:
-        done = {(result["upsampler"], result["seed"]) for result in study.results()}
+        done = set()
+        for result in study.results():
+            if result["config"]["file"] != file:
+                raise InputError(
+                    f"{str(study.output / 'results.json')!r} has results of the config "
+                    f"{result['config']['file']!r}, not {file!r}"
+                )
+            done.add((result["upsampler"], result["seed"]))
         waiting += [run for run in reversed(runs) if (run.upsampler, run.seed) not in done]
         bar.initial = bar.n = (len(runs) - len(waiting)) * steps
         try:

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..ops import reassemble
-from .base import check_odd
+from .base import check_odd, check_positive
 from .registry import UPSAMPLER_REGISTRY
 from .whole_scale import WholeScaleUpsampler, pixel_shuffle
 
@@ -41,8 +40,7 @@ class CARAFE(WholeScaleUpsampler):
         encoder_kernel_size: int = 3,
     ) -> None:
         super().__init__(in_channels, scale_factor)
-        if compressed_channels < 1:
-            raise InputError(f"compressed_channels must be positive, got {compressed_channels}")
+        check_positive(compressed_channels=compressed_channels)
         check_odd(kernel_size=kernel_size, encoder_kernel_size=encoder_kernel_size)
         self.channel_compressor = nn.Conv2d(in_channels, compressed_channels, 1)
         self.content_encoder = nn.Conv2d(

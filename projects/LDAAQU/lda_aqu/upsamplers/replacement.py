@@ -173,7 +173,7 @@ def _make(
             f"makes maps of size={module.size}, whatever theirs is: give it a scale_factor instead"
         )
     scale = module.scale_factor
-    factors = {*scale} if isinstance(scale, tuple) else {scale}
+    factors = {*map(float, scale if isinstance(scale, tuple) else (scale,))}
     factor = max(factors)
     if len(factors) > 1 or factor < 2 or not factor.is_integer():
         raise InputError(f"scale_factor={scale} is not one whole factor above 1")
