@@ -64,8 +64,8 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     cfg.MODEL.REGNET.W_M = 2.43
     cfg.MODEL.REGNET.GROUP_WIDTH = 40
     cfg.MODEL.REGNET.SE_RATIO = 0.0
-    # build_timm_backbone: a network of timm by its name, with timm's weights or without; maps res2
-    # to res5 as a rule.
+    # build_timm_backbone: a network of timm by its name, with timm's weights (where MODEL.WEIGHTS
+    # is empty) or without; maps res2 to res5 as a rule.
     cfg.MODEL.TIMM = node()
     cfg.MODEL.TIMM.NAME = "resnet50"
     cfg.MODEL.TIMM.PRETRAINED = False

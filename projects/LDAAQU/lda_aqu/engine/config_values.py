@@ -1,5 +1,6 @@
 """What values keys may have, where nothing else would say so before the training is under way."""
 
+import math
 import operator
 from collections.abc import Callable
 from operator import attrgetter
@@ -85,7 +86,7 @@ def check_values(cfg: CfgNode) -> None:
             f"test-time augmentation; allowed are {', '.join(AUGMENTED)}"
         )
     value_range = cfg.INPUT.VALUE_RANGE
-    numbers = all(type(value) in (int, float) for value in value_range)
+    numbers = all(type(v) in (int, float) and math.isfinite(v) for v in value_range)
     if value_range and not (numbers and len(value_range) == 2 and value_range[0] < value_range[1]):
         raise InputError(
             f"INPUT.VALUE_RANGE {value_range} must be empty, or two numbers, the lower one first"

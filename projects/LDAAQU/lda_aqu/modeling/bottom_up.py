@@ -115,7 +115,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """
     _check_nothing_is_frozen(cfg, "build_timm_backbone")
     try:
-        return TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.PRETRAINED, input_shape.channels)
+        pretrained = cfg.MODEL.TIMM.PRETRAINED and not cfg.MODEL.WEIGHTS
+        return TimmBackbone(cfg.MODEL.TIMM.NAME, pretrained, input_shape.channels)
     except InputError as error:
         raise InputError(f"MODEL.TIMM.NAME {error}") from error
 
