@@ -58,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.size:
             raise InputError("--evaluate needs a file for images of any size: leave --size away")
         if cfg.TEST.AUG.ENABLED:
-            raise InputError(
-                "--evaluate runs the file on images as they are: TEST.AUG.ENABLED False"
-            )
+            raise InputError("--evaluate does not augment: set TEST.AUG.ENABLED False")
         check_datasets(cfg, train=False)
         make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     export_model(cfg, args.output, args.format, args.image, args.size)
