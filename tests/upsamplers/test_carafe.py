@@ -46,10 +46,11 @@ def test_matches_the_loops(scale, size, options):
     torch.testing.assert_close(module(x).detach(), torch.as_tensor(expected))
 
 
-def test_starts_as_the_mean_of_a_window():
+@pytest.mark.parametrize("name", ["CARAFE", "DLU"])
+def test_starts_as_the_mean_of_a_window(name):
     x = torch.randn(1, 8, 9, 9)
     mean = torch.nn.functional.avg_pool2d(x, 5, stride=1)  # of the windows inside the map
-    y = build_upsampler("CARAFE", 8)(x)[:, :, 4:-4, 4:-4]
+    y = build_upsampler(name, 8)(x)[:, :, 4:-4, 4:-4]
     torch.testing.assert_close(
         y, mean.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=0.02, rtol=0
     )

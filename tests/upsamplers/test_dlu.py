@@ -54,15 +54,6 @@ def test_matches_the_loops(scale, size, options):
     torch.testing.assert_close(module(x).detach(), torch.as_tensor(expected))
 
 
-def test_starts_as_the_mean_of_a_window():
-    x = torch.randn(1, 8, 9, 9)
-    mean = torch.nn.functional.avg_pool2d(x, 5, stride=1)  # of the windows inside the map
-    y = build_upsampler("DLU", 8)(x)[:, :, 4:-4, 4:-4]
-    torch.testing.assert_close(
-        y, mean.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=0.02, rtol=0
-    )
-
-
 def test_published_parameters():
     """Fu et al., ICPR 2024: 91 % fewer than CARAFE's at 16x; their repository: 0.6 MB, where CARAFE
     has 1.2, for the four of Faster R-CNN's FPN. Names are those of its ``DLUPack``."""
