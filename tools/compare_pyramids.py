@@ -16,10 +16,9 @@ from itertools import islice
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from lda_aqu.data.loaders import EvaluationLoader
-from lda_aqu.engine import check_datasets, load_config
+from lda_aqu.engine import check_datasets, load_config, load_model
 from lda_aqu.errors import InputError, exit_on_input_error
 from lda_aqu.evaluation import relative_feature_change
-from lda_aqu.visualization import load_model
 from tqdm import tqdm
 
 

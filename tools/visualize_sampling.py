@@ -14,7 +14,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 from lda_aqu.data.images import read_image_file
-from lda_aqu.engine import load_config
+from lda_aqu.engine import load_config, load_model
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.visualization import (
     check_pixels,
@@ -22,7 +22,6 @@ from lda_aqu.visualization import (
     draw_offsets,
     draw_points,
     edge_pixels,
-    load_model,
     prepare_folder,
     record_upsamplers,
 )

@@ -8,10 +8,9 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
-from lda_aqu.engine import load_config
+from lda_aqu.engine import load_config, load_model
 from lda_aqu.errors import InputError
 from lda_aqu.export import FORMATS, ExportedModel
-from lda_aqu.visualization import load_model
 from paths import ROOT
 from torch import nn
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
-from lda_aqu.engine import load_config
+from lda_aqu.engine import load_config, load_model
 from lda_aqu.errors import InputError
-from lda_aqu.visualization import check_pixels, edge_pixels, load_model, record_upsamplers
+from lda_aqu.visualization import check_pixels, edge_pixels, record_upsamplers
 from PIL import Image
 
 

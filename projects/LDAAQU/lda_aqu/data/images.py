@@ -1,7 +1,7 @@
 """Reading images as Detectron2 does; those of more than 8 bits, by ``INPUT.VALUE_RANGE``."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -104,3 +104,21 @@ class ImageMapper:
         """
         deep = is_deep(read_header(record["file_name"]), self._value_range)
         return (self._deep_mapper if deep else self._mapper)(record)
+
+
+def build_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The mapper of an evaluation, from a dataset dict to the input of the model.
+
+    It raises an UnreadableImageError, naming the file, where the image cannot be prepared.
+    """
+    mapper = ImageMapper(cfg, is_train=False)
+
+    def prepare(dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return mapper(dataset_dict)
+        except UNREADABLE as error:
+            raise UnreadableImageError(
+                f"image file {dataset_dict['file_name']!r} cannot be prepared: {error}"
+            ) from error
+
+    return prepare

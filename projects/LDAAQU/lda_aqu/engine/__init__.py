@@ -5,6 +5,7 @@ from .data_checks import check_datasets
 from .launch import find_processes, launch
 from .run_checks import check_model, check_processes, check_solver, check_weights
 from .setup import load_config
+from .trained_model import load_model
 from .trainer import Trainer
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "find_processes",
     "launch",
     "load_config",
+    "load_model",
 ]

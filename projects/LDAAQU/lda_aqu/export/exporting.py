@@ -10,11 +10,11 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.images import build_mapper
 from ..data.records import load_records
+from ..engine import load_model
 from ..errors import InputError, as_input_error
 from ..files import atomic_write, make_folder
-from ..visualization import load_model
-from ..visualization.image_files import build_mapper
 from .agreement import compare
 from .exported_model import ExportedModel
 from .formats import FORMATS, check_packages

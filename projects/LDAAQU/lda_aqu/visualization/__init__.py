@@ -6,7 +6,7 @@ from .drawing import draw_to_folder, prepare_folder, prepare_output
 from .image_files import find_images
 from .layout import contact_sheet
 from .predictions import draw_ground_truth, draw_predictions
-from .predictor import build_predictor, load_model
+from .predictor import build_predictor
 from .sampling import check_pixels, edge_pixels, record_upsamplers
 from .sampling_figures import draw_maps, draw_offsets, draw_points
 
@@ -25,7 +25,6 @@ __all__ = [
     "edge_pixels",
     "find_images",
     "load_dataset",
-    "load_model",
     "prepare_folder",
     "prepare_output",
     "record_upsamplers",

@@ -1,14 +1,10 @@
 """The image files to draw, and the names of the pictures made from them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from detectron2.config import CfgNode
-
-from ..data.images import ImageMapper
-from ..data.label_files import IMAGE_SUFFIXES, UNREADABLE, UnreadableImageError
+from ..data.label_files import IMAGE_SUFFIXES
 from ..errors import InputError
 
 CONTACT_SHEET = Path("contact_sheet.png")
@@ -59,21 +55,3 @@ def picture_names(files: Sequence[str]) -> list[Path]:
     if len({*names, CONTACT_SHEET}) <= len(names):
         names = [image.with_name(image.name + ".png") for image in images]
     return names
-
-
-def build_mapper(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The mapper of an evaluation, from a dataset dict to the input of the model.
-
-    It raises an UnreadableImageError, naming the file, where the image cannot be prepared.
-    """
-    mapper = ImageMapper(cfg, is_train=False)
-
-    def prepare(dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return mapper(dataset_dict)
-        except UNREADABLE as error:
-            raise UnreadableImageError(
-                f"image file {dataset_dict['file_name']!r} cannot be prepared: {error}"
-            ) from error
-
-    return prepare

@@ -5,27 +5,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from torch import nn
 
-from ..engine import Checkpointer, check_weights
-from ..errors import InputError
+from ..data.images import build_mapper
+from ..engine import load_model
 from ..modeling import augmented
-from .image_files import build_mapper
-
-
-def load_model(cfg: CfgNode) -> nn.Module:
-    """Build a config's model, in evaluation mode, with its ``MODEL.WEIGHTS``.
-
-    Raises:
-        InputError: there are no weights, or they cannot be loaded or do not fit.
-    """
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS is empty: name the weights of a trained model")
-    check_weights(cfg)
-    model = build_model(cfg).eval()
-    Checkpointer(model, complete=True, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
-    return model
 
 
 def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -39,7 +22,7 @@ def build_predictor(cfg: CfgNode) -> Callable[[dict[str, Any]], dict[str, Any]]:
         output) to the model's output for that image.
 
     Raises:
-        InputError: see :func:`load_model`.
+        InputError: see :func:`~lda_aqu.engine.load_model`.
     """
     model = load_model(cfg)
     if cfg.TEST.AUG.ENABLED:

@@ -10,10 +10,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..data.images import read_image_file
+from ..data.images import build_mapper, read_image_file
 from ..errors import InputError
 from ..upsamplers import LAU, Sampling, Upsampler
-from .image_files import build_mapper
 
 NUM_EDGE_PIXELS = 3
 
@@ -55,7 +54,7 @@ def record_upsamplers(model: nn.Module, cfg: CfgNode, file: str) -> Recording:
     whose maps are of regions and not of the image.
 
     Args:
-        model: a Detectron2 model, see :func:`~lda_aqu.visualization.predictor.load_model`.
+        model: a Detectron2 model, see :func:`~lda_aqu.engine.load_model`.
         cfg: its config.
         file: the image.
 
