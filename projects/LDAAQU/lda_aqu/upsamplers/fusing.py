@@ -16,6 +16,7 @@ from .channel_layer_norm import ChannelLayerNorm
 logger = logging.getLogger(__name__)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{hooks}" for hooks in _HOOKS)
 
 # The types of the layers that are fused, and the settings with which they are.
 _SETTINGS = {
@@ -44,19 +45,24 @@ def can_be_fused(owner: nn.Module, **layers: nn.Module) -> bool:
 
 def _what_acts_on(layer: nn.Module) -> str:
     """Why calling a layer is more than what its weights say, or ""."""
-    if any(getattr(modules, f"_global{hooks}") for hooks in _HOOKS):
-        return "all modules have hooks"
-    for part in layer.modules():
-        settings = _SETTINGS.get(type(part))
-        if settings is None:
-            return f"it is a {type(part).__name__}"
-        for name, expected in settings.items():
-            if getattr(part, name) != expected:
-                return f"its {name} is {getattr(part, name)}"
-        if "forward" in part.__dict__:
-            return "its forward was replaced"
-        if any(getattr(part, hooks) for hooks in _HOOKS):
+    for hooks in _GLOBAL_HOOKS:
+        if getattr(modules, hooks):
+            return "all modules have hooks"
+    settings = _SETTINGS.get(type(layer))
+    if settings is None:
+        return f"it is a {type(layer).__name__}"
+    attributes = layer.__dict__
+    for name, expected in settings.items():
+        if attributes[name] != expected:
+            return f"its {name} is {attributes[name]}"
+    if "forward" in attributes:
+        return "its forward was replaced"
+    for hooks in _HOOKS:
+        if attributes[hooks]:
             return "it has hooks"
+    for part in layer.children():
+        if reason := _what_acts_on(part):
+            return reason
     return ""
 
 

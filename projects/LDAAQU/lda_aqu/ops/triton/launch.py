@@ -34,21 +34,35 @@ def launch(
 ) -> None:
     """Run a kernel as its row of the table says, on the device of what it reads.
 
+    Small maps take a GPU no longer than this takes the CPU: what a call has in common with others
+    is found once.
+
     Args:
         kernel: a function of ``triton.jit``.
         programs: how many; or called with all parameters by name, the blocks of the row among them.
         arguments: in the order of the kernel's parameters.
         read: the tensor whose dtype and device choose the row.
         width: the number of channels that chooses it.
-        constants: more parameters, by name.
+        constants: more parameters, by name; those that the kernel does not have are left out.
     """
-    device = read.device
+    device, capability, names = read.device, _capability(read.device), _parameters(kernel)
+    constants = {name: value for name, value in constants.items() if name in names}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if is_tuning():
-            _tuned(kernel, _capability(device))[programs](*arguments, **constants)
+            _tuned(kernel, capability)[programs](*arguments, **constants)
         else:
-            row = choose(kernel.__name__, read.dtype.itemsize, width, _capability(device))
-            kernel[programs](*arguments, **constants, **row.config().all_kwargs())
+            options = _options(kernel.__name__, read.itemsize, width, capability)
+            kernel[programs](*arguments, **constants, **options)
+
+
+@cache
+def _parameters(kernel: Any) -> frozenset[str]:
+    return frozenset(kernel.arg_names)
+
+
+@cache
+def _options(kernel: str, itemsize: int, width: int, capability: tuple[int, int]) -> dict[str, Any]:
+    return choose(kernel, itemsize, width, capability).config().all_kwargs()
 
 
 def choose(kernel: str, itemsize: int, width: int, capability: tuple[int, int]) -> Row:
@@ -98,6 +112,7 @@ def index_dtype(elements: int) -> torch.dtype:
     return torch.int32 if elements < MAX_INT32_ELEMENTS else torch.int64
 
 
+@cache
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     """What Triton calls a dtype."""
     return getattr(tl, str(dtype).removeprefix("torch."))

@@ -155,7 +155,6 @@ class _Call:
         self.images, self.sizes = len(query), query.shape[2:]
         self.pixels = math.prod(self.sizes)
         self.groups, self.dtype = num_groups, compute_dtype([query])
-        # Each kernel takes those that it has as parameters.
         self.constants = {
             "GROUPS": num_groups,
             "CHANNELS": channels,
@@ -236,7 +235,7 @@ class _Call:
         sum_parts(sums, grads_of_parameters)
 
     def _launch(self, kernel: Any, programs: Any, *arguments: Any, **constants: Any) -> None:
-        constants |= {n: v for n, v in self.constants.items() if n in kernel.arg_names}
+        constants |= self.constants
         launch(
             *(kernel, programs, *arguments),
             read=self.query,

@@ -79,7 +79,6 @@ class _Call:
         self.outputs = sum(widths)
         self.dtype = torch.promote_types(compute_dtype([x]), dtype)
         elements = self.images * self.pixels * max(self.channels, *widths, 2)
-        # Each kernel takes those that it has as parameters.
         self.constants = {
             "CHANNELS": self.channels,
             "CHANNELS_LAST": channels_last,
@@ -147,7 +146,7 @@ class _Call:
     def _launch(
         self, kernel: Any, programs: Any, *arguments: Any, read: Tensor, **constants: Any
     ) -> None:
-        constants |= {n: v for n, v in self.constants.items() if n in kernel.arg_names}
+        constants |= self.constants
         launch(kernel, programs, *arguments, read=read, width=self.channels, **constants)
 
     def _tiles(self, blocks: dict[str, Any]) -> int:
