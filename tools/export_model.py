@@ -8,7 +8,13 @@ import argparse
 from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
-from lda_aqu.engine import Trainer, check_datasets, check_weights, load_config
+from lda_aqu.engine import (
+    Trainer,
+    add_model_options,
+    check_datasets,
+    check_weights,
+    model_config,
+)
 from lda_aqu.errors import InputError, exit_on_input_error
 from lda_aqu.export import FORMATS, ExportedModel, check_exportable, export_model
 from lda_aqu.files import make_folder
@@ -19,8 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="the model's config")
-    parser.add_argument("--weights", help="the model's weights; instead of MODEL.WEIGHTS")
+    add_model_options(parser)
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, help="the file to write")
     parser.add_argument(
@@ -38,9 +43,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--evaluate", action="store_true", help="then evaluate the file on DATASETS.TEST"
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="config keys, KEY VALUE ..., after all else"
-    )
     return parser.parse_args(argv)
 
 
@@ -49,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
     setup_logger(name="lda_aqu")
-    cfg = load_config(args.config_file, args.opts)
-    if args.weights:
-        cfg.MODEL.WEIGHTS = args.weights
+    cfg = model_config(args)
     check_exportable(cfg, args.format, args.size)
     check_weights(cfg)
     if args.evaluate:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
-from lda_aqu.engine import check_datasets, load_config
+from lda_aqu.engine import add_model_options, check_datasets, model_config
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.visualization import (
     CocoResults,
@@ -46,8 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", help="the model's config")
-    parser.add_argument("--weights", help="the model's weights; instead of MODEL.WEIGHTS")
+    add_model_options(parser, config_required=False)
     parser.add_argument("--input", nargs="+", help="image files, or folders of them")
     parser.add_argument("--dataset", help="registered data set, for images and ground truth")
     parser.add_argument("--results", help="draw these saved COCO results; no model is run")
@@ -56,9 +55,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--score-threshold", type=probability, default=0.5, help="of instances; default 0.5"
     )
     parser.add_argument("--limit", type=count, help="draw the first so many images only")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="config keys, KEY VALUE ..., after all else"
-    )
     args = parser.parse_args(argv)
     if (args.input is None) == (args.dataset is None):
         parser.error("give either --input or --dataset")
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 1 where an image could not be drawn, else 0."""
     args = parse_args(argv)
     setup_logger(name="lda_aqu")
-    cfg = load_config(args.config_file, args.opts)
+    cfg = model_config(args)
 
     if args.input:
         dataset_dicts = [{"file_name": file} for file in find_images(args.input)]
@@ -87,8 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.results:
         predict = CocoResults(args.results, dataset_dicts, metadata).predict
     else:
-        if args.weights:
-            cfg.MODEL.WEIGHTS = args.weights
         if args.dataset:
             check_datasets(cfg, train=False)
         predict = build_predictor(cfg)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 from lda_aqu.data.images import read_image_file
-from lda_aqu.engine import load_config, load_model
+from lda_aqu.engine import add_model_options, load_model, model_config
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.visualization import (
     check_pixels,
@@ -38,8 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="the model's config")
-    parser.add_argument("--weights", help="the model's weights; instead of MODEL.WEIGHTS")
+    add_model_options(parser)
     parser.add_argument("--input", required=True, help="the image")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument(
@@ -49,9 +48,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="X,Y",
         help="image pixels whose output pixels to look at; by default three on strong edges",
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="config keys, KEY VALUE ..., after all else"
-    )
     return parser.parse_args(argv)
 
 
@@ -60,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
     setup_logger(name="lda_aqu")
-    cfg = load_config(args.config_file, args.opts)
-    if args.weights:
-        cfg.MODEL.WEIGHTS = args.weights
+    cfg = model_config(args)
     image = read_image_file(args.input, "RGB", cfg.INPUT.VALUE_RANGE)
     check_pixels(args.pixels or (), args.input, image)
     prepare_folder(args.output)

@@ -1,6 +1,7 @@
 """Configuring, checking and running a training or an evaluation."""
 
 from .checkpoint import Checkpointer
+from .command_line import add_model_options, model_config
 from .data_checks import check_datasets
 from .launch import find_processes, launch
 from .run_checks import check_model, check_processes, check_solver, check_weights
@@ -11,6 +12,7 @@ from .trainer import Trainer
 __all__ = [
     "Checkpointer",
     "Trainer",
+    "add_model_options",
     "check_datasets",
     "check_model",
     "check_processes",
@@ -20,4 +22,5 @@ __all__ = [
     "launch",
     "load_config",
     "load_model",
+    "model_config",
 ]
