@@ -70,7 +70,7 @@ def test_a_dataset_is_drawn_beside_its_ground_truth(
 
 
 def test_saved_results_are_drawn_without_a_model(run, tiny_config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lda_aqu.visualization.predictor.build_model", None)
+    monkeypatch.setattr("lda_aqu.engine.trained_model.build_model", None)
     results = tmp_path / "coco_instances_results.json"
     detection = {"image_id": 4, "category_id": 7, "score": 0.9, "bbox": [3, 4, 20, 10]}
     results.write_text(json.dumps([detection]))
@@ -95,7 +95,7 @@ def test_saved_results_are_drawn_without_a_model(run, tiny_config, tmp_path, cap
 def test_a_mistake_is_one_line_and_no_model_is_built(
     run, args, message, tiny_config, tiny_weights, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("lda_aqu.visualization.predictor.build_model", None)
+    monkeypatch.setattr("lda_aqu.engine.trained_model.build_model", None)
     model = ["--config-file", tiny_config, "--weights", tiny_weights]
     given = [*model, "--output", tmp_path / "drawn"]
     assert run(*given, *args) == 2

@@ -35,7 +35,7 @@ def test_points_offsets_and_maps_are_drawn(run, tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(run, args, message, capsys, monkeypatch):
-    monkeypatch.setattr("lda_aqu.visualization.predictor.build_model", None)
+    monkeypatch.setattr("lda_aqu.engine.trained_model.build_model", None)
     assert run(*args) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
