@@ -11,7 +11,10 @@ from lda_aqu.engine import load_config
 from paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHARED_OPTIONS = ROOT / "projects/LDAAQU/lda_aqu/benchmark/command_line.py"
+SHARED_OPTIONS = "".join(
+    (ROOT / "projects/LDAAQU/lda_aqu" / folder / "command_line.py").read_text()
+    for folder in ("benchmark", "engine")
+)
 
 
 def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
@@ -76,6 +79,6 @@ def test_commands_name_files_and_options_that_there_are(page):
         if "NAME" not in path:
             assert (ROOT / path).is_file(), path
     for tool, options in re.findall(r"python (tools/\w+\.py)([^\n#]*)", commands):
-        sources = (ROOT / tool).read_text() + SHARED_OPTIONS.read_text()
+        sources = (ROOT / tool).read_text() + SHARED_OPTIONS
         for option in re.findall(r"\s(--[a-z-]+)", options):
             assert f'"{option}"' in sources, (tool, option)
