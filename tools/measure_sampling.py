@@ -17,7 +17,7 @@ from itertools import islice
 from detectron2.utils.logger import setup_logger
 from lda_aqu.benchmark.report import Table
 from lda_aqu.data.loaders import EvaluationLoader
-from lda_aqu.engine import check_datasets, load_config, load_model
+from lda_aqu.engine import check_datasets, check_weights, load_config, load_model
 from lda_aqu.errors import InputError, exit_on_input_error
 from lda_aqu.evaluation import SamplingStatistics, sampling_statistics
 from tqdm import tqdm
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a dataset whose images to take")
 
+    for weights in args.weights:
+        cfg.MODEL.WEIGHTS = weights
+        check_weights(cfg)
     measured: dict[str, list[SamplingStatistics]] = {}
     for weights in tqdm(args.weights, unit="model", leave=False):
         cfg.MODEL.WEIGHTS = weights
