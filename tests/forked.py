@@ -7,13 +7,22 @@ import runpy
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TextIO
 
+import pytest
+import torch
 from detectron2.utils.logger import setup_logger
 
 TIMEOUT = 300
+
+
+def fork_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Detectron2's launcher fork its processes, too, rather than start new ones."""
+    start = partial(torch.multiprocessing.start_processes, start_method="fork")
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", start)
 
 
 def run(script: Path, *args: object) -> subprocess.CompletedProcess:

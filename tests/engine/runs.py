@@ -6,30 +6,34 @@ import multiprocessing
 import runpy
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from detectron2.engine import default_argument_parser
+from forked import fork_processes
 from paths import ROOT
 
 
-def start(config: Path, *opts: object, resume: bool = False) -> multiprocessing.Process:
-    """Start ``train_net.py``, without its checks, on one thread.
+def start(
+    config: Path, *opts: object, resume: bool = False, processes: int = 1
+) -> multiprocessing.Process:
+    """Start ``train_net.py``, without its checks, in so many processes of one thread.
 
-    The process is forked, which spares it the imports. What it prints goes to :func:`log`.
+    They are forked, which spares them the imports. What they print goes to :func:`log`.
     """
     process = multiprocessing.get_context("fork").Process(
-        target=_run, args=(config, [str(opt) for opt in opts], resume)
+        target=_run, args=(config, [str(opt) for opt in opts], resume, processes)
     )
     process.start()
     return process
 
 
-def finish(config: Path, *opts: object, resume: bool = False) -> int:
+def finish(config: Path, *opts: object, resume: bool = False, processes: int = 1) -> int:
     """Run to the end: the exit status."""
-    return wait(start(config, *opts, resume=resume))
+    return wait(start(config, *opts, resume=resume, processes=processes))
 
 
 def wait(process: multiprocessing.Process) -> int | None:
@@ -52,6 +56,12 @@ def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) ->
     while not condition():
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def has_metrics(output: Path) -> bool:
+    """Whether a run has written a record: it is past its 20th iteration."""
+    path = output / "metrics.json"
+    return path.exists() and path.stat().st_size > 0
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
@@ -84,7 +94,7 @@ def _assert_equal(a: Any, b: Any, name: str = "") -> None:
         assert a == b, name
 
 
-def _run(config: Path, opts: list[str], resume: bool) -> None:
+def _run(config: Path, opts: list[str], resume: bool, processes: int) -> None:
     sys.stdout = sys.stderr = config.with_suffix(".log").open("a", buffering=1)
     logger = logging.getLogger("lda_aqu")
     logger.setLevel(logging.INFO)
@@ -94,5 +104,7 @@ def _run(config: Path, opts: list[str], resume: bool) -> None:
     script = runpy.run_path(str(ROOT / "train_net.py"))
     cfg = script["load_config"](str(config), opts)
     cfg.freeze()
-    arguments = Namespace(config_file=str(config), resume=resume, eval_only=False)
-    script["exit_on_input_error"](script["run"])(cfg, arguments)
+    arguments = default_argument_parser().parse_args(["--num-gpus", str(processes)])
+    arguments.config_file, arguments.resume, arguments.dist_url = str(config), resume, "auto"
+    fork_processes(pytest.MonkeyPatch())
+    script["exit_on_input_error"](script["launch"])(script["run"], cfg, arguments)

@@ -3,7 +3,6 @@
 import random
 import re
 import time
-from pathlib import Path
 
 import pytest
 import runs
@@ -13,12 +12,6 @@ OPTS = (
     *("SEED", 3, "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"),
     *("INPUT.MIN_SIZE_TRAIN", "(48, 64)", "DATALOADER.NUM_WORKERS", 1),
 )
-
-
-def started(output: Path) -> bool:
-    """Whether a run has written a record: it is past its 20th iteration."""
-    path = output / "metrics.json"
-    return path.exists() and path.stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -51,7 +44,7 @@ def test_sigterm_saves_and_another_number_of_workers_goes_on(tiny_config, tmp_pa
     assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
     opts = (*opts, "OUTPUT_DIR", resumed)
     process = runs.start(tiny_config, *opts)
-    runs.wait_for(lambda: started(resumed), process)
+    runs.wait_for(lambda: runs.has_metrics(resumed), process)
     process.terminate()
     assert runs.wait(process) == 143
     assert "SIGTERM: saved after iteration" in runs.log(tiny_config)

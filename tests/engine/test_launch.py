@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.layers import get_norm
 from detectron2.utils import comm
+from forked import fork_processes
 from lda_aqu.engine import Trainer, find_processes, launch
 from lda_aqu.engine.launch import TORCHRUN_VARIABLES, _run_in_child
 from lda_aqu.errors import InputError
@@ -80,7 +81,8 @@ def make_a_mistake(cfg: CfgNode, args: Namespace) -> None:
     time.sleep(60)
 
 
-def test_a_mistake_in_one_process_ends_all_of_them():
+def test_a_mistake_in_one_process_ends_all_of_them(monkeypatch):
+    fork_processes(monkeypatch)
     start = time.monotonic()
     with pytest.raises(InputError, match="^one mistake$"):
         launch(make_a_mistake, CFG, arguments("--num-gpus", "2"))
@@ -94,7 +96,9 @@ def exit_on_sigterm(cfg: CfgNode, args: Namespace) -> None:
     time.sleep(60)
 
 
-def test_sigterm_is_passed_on_and_the_status_of_the_processes_is_that_of_all(tmp_path):
+def test_sigterm_is_passed_on_and_the_status_of_the_processes_is_that_of_all(tmp_path, monkeypatch):
+    fork_processes(monkeypatch)
+
     def terminate() -> None:
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.1)
@@ -144,7 +148,8 @@ def test_processes_of_torchrun_that_find_no_other(monkeypatch):
         launch(report, CFG, arguments())
 
 
-def test_an_address_that_cannot_be_reached():
+def test_an_address_that_cannot_be_reached(monkeypatch):
+    fork_processes(monkeypatch)
     with pytest.raises(InputError, match="--dist-url foo://x cannot be reached: .*foo"):
         launch(report, CFG, arguments("--num-gpus", "2", "--dist-url", "foo://x"))
 
