@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,3 +26,15 @@ def instruction_set(request) -> Iterator[str]:
         pytest.skip(str(error))
     yield request.param
     cpp.use_instruction_set(before)
+
+
+@pytest.fixture(scope="session")
+def triton_cache(tmp_path_factory) -> Path:
+    """The folder in which these tests keep what Triton compiles, empty at first."""
+    return tmp_path_factory.mktemp("triton")
+
+
+@pytest.fixture
+def new_triton_cache(monkeypatch, triton_cache) -> None:
+    """Triton takes nothing that it compiled before these tests."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(triton_cache))

@@ -18,7 +18,10 @@ from lda_aqu.ops import triton as backend
 from lda_aqu.ops.triton import attention, launch
 from paths import ROOT
 
-pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
+pytestmark = [
+    pytest.mark.usefixtures("new_triton_cache"),
+    pytest.mark.cpu,  # kernels that run on a GPU are tested with every other backend
+]
 
 needs_compiler = pytest.mark.skipif(
     backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
@@ -26,10 +29,10 @@ needs_compiler = pytest.mark.skipif(
 
 
 def test_under_the_interpreter():
-    """Correctness: the tests of triton_interpreted.py, which need TRITON_INTERPRET=1."""
-    tests = Path(__file__).with_name("triton_interpreted.py")
+    """Correctness: the tests of triton_interpreted*.py, which need TRITON_INTERPRET=1."""
+    files = map(str, sorted(Path(__file__).parent.glob("triton_interpreted*.py")))
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -54,11 +57,6 @@ def run(*shapes) -> None:
     inputs = inputs_of(*shapes)
     (output,) = attention.local_deformable_attention(*inputs)
     attention.local_deformable_attention_backward([output], *inputs)
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
 @needs_compiler

@@ -1,9 +1,4 @@
-"""Triton's kernels of projection, offset network and reassembly: interpreted, and compiled."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Triton's kernels of projection, offset network and reassembly: compiled."""
 
 import pytest
 import torch
@@ -14,31 +9,15 @@ from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for, resour
 from lda_aqu.benchmark.kernel_launches import recording
 from lda_aqu.ops import triton as backend
 from lda_aqu.ops.triton import offset_network, projection, reassembly
-from paths import ROOT
 
-pytestmark = pytest.mark.cpu  # kernels that run on a GPU are tested with every other backend
+pytestmark = [
+    pytest.mark.usefixtures("new_triton_cache"),
+    pytest.mark.cpu,  # kernels that run on a GPU are tested with every other backend
+]
 
 needs_compiler = pytest.mark.skipif(
     backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
 )
-
-
-def test_under_the_interpreter():
-    """Correctness: the tests of triton_interpreted_*.py, which need TRITON_INTERPRET=1."""
-    files = map(str, sorted(Path(__file__).parent.glob("triton_interpreted_*.py")))
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
 def run_module(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> None:

@@ -94,10 +94,15 @@ def large_blocks(monkeypatch):
     set_blocks(monkeypatch, side=8, samples=128, channels=256)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted({*CASES} - {"seven by seven"}))
 def test_matches_plain_pytorch(case):
     assert backend.is_interpreted()
     assert_same(draw(CASES[case]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow  # TRITON_INTERPRET=1 pytest -m slow tests/ops/triton_interpreted.py
+def test_matches_plain_pytorch_in_a_large_window():
+    assert_same(draw(CASES["seven by seven"]), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["default", "heads across groups"])

@@ -1,4 +1,4 @@
-"""Run by test_triton_maps.py, in a process that has TRITON_INTERPRET=1 from its start."""
+"""Run by test_triton.py, in a process that has TRITON_INTERPRET=1 from its start."""
 
 import pytest
 import torch
