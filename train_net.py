@@ -23,6 +23,7 @@ from lda_aqu.engine import (
     check_model,
     check_processes,
     check_solver,
+    check_upsamplers_are_used,
     check_weights,
     find_processes,
     launch,
@@ -70,6 +71,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     if processes.local_rank == 0:
         check_weights(cfg)
         check_model(cfg)
+        check_upsamplers_are_used(cfg, args.config_file, args.opts)
         check_datasets(cfg, train=not args.eval_only)
 
 

@@ -8,6 +8,7 @@ from .run_checks import check_model, check_processes, check_solver, check_weight
 from .setup import load_config
 from .trained_model import load_model
 from .trainer import Trainer
+from .upsampler_checks import check_upsamplers_are_used
 
 __all__ = [
     "Checkpointer",
@@ -17,6 +18,7 @@ __all__ = [
     "check_model",
     "check_processes",
     "check_solver",
+    "check_upsamplers_are_used",
     "check_weights",
     "find_processes",
     "launch",

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import build_optimizer
+from torch import nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..errors import MISFITS, InputError, as_input_error
@@ -110,11 +111,16 @@ def check_solver(cfg: CfgNode, num_processes: int) -> None:
 
 def check_model(cfg: CfgNode) -> None:
     """Raise InputError unless the config's model, optimizer and schedule can be built."""
+    with as_input_error("the config's model cannot be built", *MISFITS):
+        build_lr_scheduler(cfg, build_optimizer(cfg, build_on_cpu(cfg)))
+
+
+def build_on_cpu(cfg: CfgNode) -> nn.Module:
+    """The config's model, where building it costs a second and no memory that counts."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"  # where building it costs a second and no memory that counts
-    with as_input_error("the config's model cannot be built", *MISFITS):
-        build_lr_scheduler(cfg, build_optimizer(cfg, build_model(cfg)))
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg)
 
 
 def check_weights(cfg: CfgNode) -> None:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..engine import check_datasets, check_model, check_weights, load_config
 from ..engine.config_merge import config_items
+from ..engine.upsampler_checks import reads
 from ..errors import InputError
 from ..upsampler_arguments import parse_upsampler, upsampler_keys
 from ..upsamplers import UPSAMPLER_REGISTRY, GuidedUpsampler
@@ -83,8 +84,10 @@ class Study:
             cls = UPSAMPLER_REGISTRY.get(upsampler.partition(":")[0])
             if upsampler == self.baseline or issubclass(cls, GuidedUpsampler):
                 check_model(own)
+        baseline = self._config(upsampler_keys(self.keys, *parse_upsampler(self.baseline)))
         for key in self.keys:
-            self._check_is_used(key)
+            if not reads(baseline, key):
+                raise InputError(f"--key {key}: the model of {self.config_file!r} does not use it")
         if not cfg.DATASETS.TEST:
             raise InputError("DATASETS.TEST is empty: name a dataset to compare on")
         check_weights(cfg)
@@ -138,16 +141,6 @@ class Study:
 
     def _config(self, opts: Sequence[str]) -> CfgNode:
         return load_config(self.config_file, [*self.opts, *opts])
-
-    def _check_is_used(self, key: str) -> None:
-        """Raise InputError unless the model is built with the upsampler that a key names."""
-        try:
-            check_model(self._config([key, COMPARED]))
-        except InputError as error:
-            if str(error).startswith(f"{key} {COMPARED!r}"):
-                return
-            raise
-        raise InputError(f"--key {key}: the model of {self.config_file!r} does not use it")
 
     def _claim_output(self, cfg: CfgNode) -> None:
         """Note the config in the folder; InputError where it is that of another study."""
