@@ -219,7 +219,8 @@ def test_missing_annotation_file_of_a_built_in_dataset(monkeypatch):
     cfg = load_config("", ["DATASETS.TEST", "('coco_2014_val',)"])
     with pytest.raises(
         InputError,
-        match=r"dataset coco_2014_val: json_file .*instances_val2014\.json' does not exist",
+        match=r"dataset coco_2014_val: json_file .*instances_val2014\.json' does not exist; "
+        r"the built-in datasets are looked for in '.+' \(DETECTRON2_DATASETS is ",
     ):
         check_datasets(cfg, train=False)
 

@@ -11,6 +11,7 @@ from lda_aqu.errors import InputError
             ["MODEL.CARAFE.KERNEL", "3"],
             "MODEL.CARAFE.KERNEL'; did you mean MODEL.CARAFE.KERNEL_SIZE",
         ),
+        (["MODEL.LDAAQU.REDUCTION", "2"], "MODEL.LDAAQU'; did you mean MODEL.LDA_AQU"),
         (["MODEL.FPN.OUT_CHANNELS", "many"], "MODEL.FPN.OUT_CHANNELS"),
         (["MODEL.FPN.OUT_CHANNELS"], "KEY VALUE pairs.*'MODEL.FPN.OUT_CHANNELS' has no value"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE 'gpu' is not a device"),

@@ -100,6 +100,11 @@ def test_freezes_the_first_stages():
         ),
         (
             "build_regnet_backbone",
+            ["MODEL.FPN.IN_FEATURES", []],
+            "MODEL.FPN.IN_FEATURES is empty: name maps of build_regnet_backbone, among ",
+        ),
+        (
+            "build_regnet_backbone",
             ["MODEL.FPN.IN_FEATURES", ["res2"]],
             "MODEL.FPN.IN_FEATURES 'res2': MODEL.FPN.BOTTOM_UP build_regnet_backbone gives "
             "s1, s2, s3, s4",

@@ -204,6 +204,7 @@ def test_autocast_of_a_half_precision_map_computes_in_float32(device):
     [
         ({"in_channels": 30}, r"in_channels \(30\) is not a multiple of reduction \(4\)"),
         ({"in_channels": 0}, "in_channels must be positive, got 0"),
+        ({"in_channels": 16.0}, "in_channels must be an integer, got 16.0"),
         ({"in_channels": 20}, r"20 / 4 \(5\) is not a multiple of num_groups \(2\)"),
         ({"in_channels": 16, "num_heads": 3}, r"\(4\) is not a multiple of num_heads \(3\)"),
         ({"in_channels": 16, "kernel_size": 2}, "kernel_size must be odd and positive, got 2"),
@@ -225,6 +226,10 @@ def test_values_that_do_not_fit_raise(options, message):
         ((1, 4, 5, 5), None, "built for"),
         ((8, 5, 5), None, "built for"),
         ((1, 8, 5, 5), (0, 3), "positive"),
+        ((1, 8, 5, 5), 20, "two integers: got 20"),
+        ((1, 8, 5, 5), (5,), "two integers"),
+        ((1, 8, 5, 5), (5.0, 6.0), "two integers"),
+        ((1, 8, 5, 5), torch.zeros(1, 8, 10, 10), "LDAAQU takes no guide"),
     ],
 )
 def test_calls_that_do_not_fit_raise(shape, size, message):

@@ -103,7 +103,7 @@ def merge(cfg: CfgNode, content: dict[str, Any], source: str) -> None:
         cfg.merge_from_other_cfg(CfgNode(_with_floats(cfg, content)))
     except MISFITS as error:
         key = str(error).strip("'").rpartition("config key: ")[2]
-        hint = did_you_mean(key, dict(config_items(cfg))) if isinstance(error, KeyError) else ""
+        hint = did_you_mean(key, _names(cfg)) if isinstance(error, KeyError) else ""
         raise InputError(f"{source}: {one_line(error)}{hint}") from error
     defaults = dict(config_items(before))
     for key, value in config_items(cfg):
@@ -140,6 +140,12 @@ def config_items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from config_items(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _names(cfg: CfgNode) -> set[str]:
+    """All keys of a config, dotted, and all nodes."""
+    parts = [key.split(".") for key, _ in config_items(cfg)]
+    return {".".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -89,9 +89,14 @@ def _check_paths(name: str, metadata: Metadata, *, panoptic: bool) -> None:
     for attribute in attributes + ["panoptic_json", "panoptic_root"] * panoptic:
         path = metadata.get(attribute)
         if path and not os.path.exists(path):
+            folder = os.getenv("DETECTRON2_DATASETS")
+            made = attribute == "sem_seg_root"
             raise InputError(
-                f"dataset {name}: {attribute} {path!r} does not exist (DETECTRON2_DATASETS is "
-                f"{os.getenv('DETECTRON2_DATASETS', 'not set')!r}; tools/prepare_*.py make labels)"
+                f"dataset {name}: {attribute} {path!r} does not exist; the built-in datasets are "
+                f"looked for in {folder or 'datasets'!r} (DETECTRON2_DATASETS is "
+                f"{'set' if folder else 'not set'}): see docs/training.md"
+                + "; tools/prepare_*.py make labels of COCO and ADE20K"
+                * made
             )
 
 

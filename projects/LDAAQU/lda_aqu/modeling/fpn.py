@@ -129,6 +129,11 @@ def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
             "build_resnet_backbone"
         )
     bottom_up = builder(cfg, input_shape)
+    if not cfg.MODEL.FPN.IN_FEATURES:
+        raise InputError(
+            f"MODEL.FPN.IN_FEATURES is empty: name maps of {name}, among "
+            f"{', '.join(bottom_up.output_shape())}"
+        )
     missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in bottom_up.output_shape()]
     if missing:
         raise InputError(

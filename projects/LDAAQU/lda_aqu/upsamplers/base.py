@@ -1,6 +1,7 @@
 """What every upsampler is."""
 
 from math import isfinite
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -22,7 +23,7 @@ class Upsampler(nn.Module):
         scale_factor: H' / H and W' / W where no ``output_size`` is given; sizes are rounded down.
 
     Raises:
-        InputError: ``in_channels`` or ``scale_factor`` is not positive.
+        InputError: ``in_channels`` is not a positive integer, or ``scale_factor`` not positive.
     """
 
     config_node: ClassVar[str] = ""
@@ -40,7 +41,8 @@ class Upsampler(nn.Module):
         """The output's (H', W') for an input (N, C, H, W): ``output_size``, or H and W scaled.
 
         Raises:
-            InputError: ``x`` is not (N, in_channels, H, W), or the size is not positive.
+            InputError: ``x`` is not (N, in_channels, H, W), or ``output_size`` is not two positive
+                integers.
         """
         self._check_map(x, self.in_channels)
         if output_size is None:
@@ -50,10 +52,21 @@ class Upsampler(nn.Module):
             else:
                 height, width = (int(size * factor) for size in x.shape[2:])
         else:
-            height, width = output_size
+            height, width = self._sides(output_size)
         if height < 1 or width < 1:
             raise InputError(f"output_size must be positive, got {(height, width)}")
         return height, width
+
+    def _sides(self, output_size: tuple[int, int]) -> tuple[int, int]:
+        """The two of an ``output_size``, which are tensors while a model is traced."""
+        if isinstance(output_size, Tensor) and output_size.dim() > 1:
+            raise InputError(f"{type(self).__name__} takes no guide, but (height, width)")
+        sides = output_size if isinstance(output_size, (tuple, list)) else ()
+        if len(sides) != 2 or any(isinstance(side, (float, str)) for side in sides):
+            raise InputError(
+                f"output_size must be (height, width), two integers: got {output_size}"
+            )
+        return sides[0], sides[1]
 
     def _check_map(self, x: Tensor, channels: int, what: str = "") -> None:
         """Raise InputError unless ``x`` is (N, channels, H, W)."""
@@ -144,8 +157,10 @@ def upper_left(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def check_positive(**numbers: int) -> None:
-    """Raise InputError, naming the argument, unless every number is positive."""
+    """Raise InputError, naming the argument, unless every number is a positive integer."""
     for name, number in numbers.items():
+        if not isinstance(number, Integral):
+            raise InputError(f"{name} must be an integer, got {number!r}")
         if number < 1:
             raise InputError(f"{name} must be positive, got {number}")
 
