@@ -137,6 +137,19 @@ def test_automatic_choice_is_logged_once_for_each_operator_with_the_reason(monke
         LDAAQU(16, backend="cpp")(X)
 
 
+def test_the_environment_names_the_backend_in_the_place_of_auto(monkeypatch):
+    monkeypatch.setenv("LDA_AQU_BACKEND", "plain")
+    assert all(chosen("auto", *names) == "plain" for names in OPERATORS.items())
+    if not BACKENDS["cpp"].unavailable(CPU):  # as it is asked for by name
+        assert chosen("cpp", "attention", "local_deformable_attention") == "cpp"
+    monkeypatch.setenv("LDA_AQU_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run on cpu"):
+        build_upsampler("CARAFE", 16)(X)
+    monkeypatch.setenv("LDA_AQU_BACKEND", "cuda")
+    with pytest.raises(InputError, match="^LDA_AQU_BACKEND: unknown backend 'cuda'; known: auto"):
+        LDAAQU(16)(X)
+
+
 def test_unknown_backends_raise():
     with pytest.raises(InputError, match="unknown backend 'cuda'; known: auto, "):
         LDAAQU(16, backend="cuda")

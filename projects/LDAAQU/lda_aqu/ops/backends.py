@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,11 +52,14 @@ BACKENDS = {
 BACKEND_CHOICES = ("auto", *BACKENDS)
 """What a caller may ask for; "auto" is the first backend that can compute a call."""
 
+VARIABLE = "LDA_AQU_BACKEND"
+"""Of the environment: the backend in the place of "auto"."""
 
-def check_backend(name: str) -> None:
-    """Raise InputError unless ``name`` is one of :data:`BACKEND_CHOICES`."""
+
+def check_backend(name: str, source: str = "") -> None:
+    """Raise InputError, which begins with ``source``, unless it is in :data:`BACKEND_CHOICES`."""
     if name not in BACKEND_CHOICES:
-        raise InputError(f"unknown backend {name!r}; known: {', '.join(BACKEND_CHOICES)}")
+        raise InputError(f"{source}unknown backend {name!r}; known: {', '.join(BACKEND_CHOICES)}")
 
 
 def choose_implementation(
@@ -65,15 +69,18 @@ def choose_implementation(
 
     Args:
         backend: one of :data:`BACKEND_CHOICES`. One that computes no operators of this kind at all
-            leaves them to the plain backend.
+            leaves them to the plain backend. In the place of "auto" is what ``LDA_AQU_BACKEND``
+            names in the environment.
         file: name of the file of the backends that has the function.
         function: its name.
         inputs: what it will be called with.
 
     Raises:
+        InputError: ``LDA_AQU_BACKEND`` is no backend.
         RuntimeError: a backend was asked for by name and cannot compute it; gives the reason.
     """
     device = next(value.device for value in inputs if isinstance(value, Tensor))
+    backend = _or_from_environment(backend)
     candidates, passed_over = _candidates(backend, file, device)
     for candidate, module in candidates:
         unavailable = getattr(module, "unavailable", None)
@@ -85,6 +92,14 @@ def choose_implementation(
         passed_over = (*passed_over, f"not {candidate.name}: {reason}")
     _log(file, device, candidate, passed_over)
     return getattr(module, function)
+
+
+def _or_from_environment(backend: str) -> str:
+    """A backend; in the place of "auto" what the environment names."""
+    if backend == "auto" and VARIABLE in os.environ:
+        backend = os.environ[VARIABLE]
+        check_backend(backend, f"{VARIABLE}: ")
+    return backend
 
 
 Candidates = tuple[tuple[Backend, ModuleType], ...]
@@ -125,5 +140,5 @@ def describe(device: torch.device) -> Iterator[str]:
         reason = backend.unavailable(device)
         yield f"{device.type:5} {backend.name:7} {'no: ' + reason if reason else 'available'}"
     for file in ("projection", "offset_network", "attention", "reassembly"):
-        (chosen, _), *_ = _candidates("auto", file, device)[0]
+        (chosen, _), *_ = _candidates(_or_from_environment("auto"), file, device)[0]
         yield f"{device.type:5} {file.replace('_', ' ')}: {chosen.name}"
