@@ -34,10 +34,10 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ..errors import InputError
+from .coco_annotations import describe_mask, encode_mask
 from .label_files import IGNORE_LABEL
 from .panoptic_files import id2rgb
 
@@ -279,20 +279,6 @@ def draw_scene(size: int, seed: int, split: str, index: int) -> Scene:
     return Scene(image, things + [segment for segment in stuff if segment.mask.any()])
 
 
-def _describe(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's area, box (x, y, width, height) and crowd flag of an (H, W) bool mask."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(columns[0]), int(rows[0])
-    box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
-    return {"area": int(np.count_nonzero(mask)), "bbox": box, "iscrowd": 0}
-
-
-def _encode(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed RLE of an (H, W) bool mask, with counts as JSON can hold them."""
-    rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
 def _segment_id(image_id: int, number: int) -> int:
     """An id of 24 bits, unique to segment `number` of picture `image_id`.
 
@@ -328,14 +314,16 @@ def _write_split(root: Path, split: str, num_images: int, size: int, seed: int) 
             segment = {
                 "id": _segment_id(image_id, number),
                 "category_id": category["id"],
-                **_describe(mask),
+                **describe_mask(mask),
             }
             segments_info.append(segment)
             ids[mask] = segment["id"]
             if category["isthing"]:
                 stuff_labels[mask] = 0
                 labels[mask] = things[category["id"]]
-                instances.append({**segment, "image_id": image_id, "segmentation": _encode(mask)})
+                instances.append(
+                    {**segment, "image_id": image_id, "segmentation": encode_mask(mask)}
+                )
             else:
                 stuff_labels[mask] = 1 + stuff[category["id"]]
                 labels[mask] = len(things) + stuff[category["id"]]
