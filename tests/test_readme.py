@@ -75,7 +75,7 @@ def test_the_readme_links_to_every_page():
 def test_commands_name_files_and_options_that_there_are(page):
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     commands = "\n".join(blocks).replace("\\\n", " ")
-    for path in re.findall(r"(?:configs|tools|tests)/[\w/.-]+\.(?:yaml|py|sh)", commands):
+    for path in re.findall(r"(?<![\w/])(?:configs|tools|tests)/[\w/.-]+\.(?:yaml|py|sh)", commands):
         if "NAME" not in path:
             assert (ROOT / path).is_file(), path
     for tool, options in re.findall(r"python (tools/\w+\.py)([^\n#]*)", commands):

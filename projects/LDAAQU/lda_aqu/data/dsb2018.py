@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, as_input_error
 from ..files import atomic_write
-from .coco_annotations import describe_mask, encode_mask
+from .coco_masks import describe_mask, encode_mask
 from .label_files import UNREADABLE, image_size
 
 SIZE = (256, 256)

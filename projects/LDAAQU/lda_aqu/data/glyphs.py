@@ -37,7 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..errors import InputError
-from .coco_annotations import describe_mask, encode_mask
+from .coco_masks import describe_mask, encode_mask
 from .label_files import IGNORE_LABEL
 from .panoptic_files import id2rgb
 
