@@ -51,6 +51,25 @@ def test_upsamplers_may_be_missing(saved, complete):
     Checkpointer(Model(), complete=complete).load(saved(Model(upsampler="Nearest")))
 
 
+@pytest.mark.parametrize(
+    "upsampler, options",
+    [
+        ("LDAAQU", {"reduction": 2}),
+        ("CARAFE", {}),
+        ("LAU", {}),  # of which all weights are there
+    ],
+)
+def test_the_weights_of_another_upsampler(saved, upsampler, options):
+    """They are refused where all is to be there, and passed over where a training starts."""
+    path = saved(Model())
+    target = Model(upsampler=upsampler)
+    target.backbone["fpn_upsample2"] = build_upsampler(upsampler, 8, **options)
+    Checkpointer(target).load(path)
+    message = "have another upsampler at backbone.fpn_upsample2 than the config"
+    with pytest.raises(InputError, match=message):
+        Checkpointer(target, complete=True).load(path)
+
+
 def test_heads_may_be_missing_where_a_training_starts(saved):
     path = saved(Model(), drop="head")
     Checkpointer(Model()).load(path)

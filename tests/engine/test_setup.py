@@ -1,5 +1,8 @@
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.projects.deeplab import add_deeplab_config
+from lda_aqu import add_lda_aqu_config
 from lda_aqu.engine import load_config
 from lda_aqu.errors import InputError
 
@@ -84,3 +87,13 @@ def test_own_dataset_may_not_take_a_name(tmp_path, tiny_coco):
     )
     with pytest.raises(InputError, match=r"coco_2017_train: a dataset of that name exists"):
         load_config(str(path), [])
+
+
+def test_the_config_that_a_run_writes_is_read_with_this_projects_keys(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(load_config("", ["MODEL.FPN.UPSAMPLER", "CARAFE"]).dump())
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_lda_aqu_config(cfg)
+    cfg.merge_from_file(str(path))
+    assert cfg.MODEL.FPN.UPSAMPLER == "CARAFE"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from lda_aqu.errors import InputError
 from lda_aqu.study.report import summary, write_report
+from lda_aqu.study.results import provenance
 from PIL import Image
 from results import result
 
@@ -88,3 +89,23 @@ def test_files_that_are_no_results(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         write_report([path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", [("device",), ("config", "compared"), ("options",)], ids=lambda path: path[-1]
+)
+def test_results_without_a_field(tmp_path, path):
+    incomplete = result("Nearest", 1)
+    *parents, field = path
+    target = incomplete
+    for parent in parents:
+        target = target[parent]
+    del target[field]
+    (tmp_path / "results.json").write_text(json.dumps([incomplete]))
+    with pytest.raises(InputError, match="must be a list of objects with"):
+        write_report([tmp_path / "results.json"], tmp_path / "out")
+
+
+def test_there_need_be_no_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance("cpu", tmp_path)["commit"] is None

@@ -76,6 +76,46 @@ def test_layers_that_are_called_give_the_same(name, layer, caplog):
     torch.testing.assert_close(actual, expected)
 
 
+def _with_bias(conv: nn.Conv2d) -> None:
+    conv.bias = nn.Parameter(torch.full((conv.out_channels,), 3.0))
+
+
+def _unpadded(conv: nn.Conv2d) -> None:
+    conv.padding = (0, 0)
+
+
+def _without_bias(layer: nn.Module) -> None:
+    layer.bias = None
+
+
+@pytest.mark.parametrize(
+    "layer, change",
+    [
+        ("conv_offset.0", _with_bias),
+        ("conv_offset.3", _without_bias),
+        ("conv_offset.1.norm", _without_bias),
+        ("layer_norm.norm", _without_bias),
+        ("proj_q", _with_bias),
+    ],
+)
+def test_other_settings_of_a_layer_act(layer, change):
+    """As where the layers are called, which a hook makes sure of."""
+    module = build("LDAAQU")
+    change(module.get_submodule(layer))
+    inputs = inputs_of(module)
+    actual = module(*inputs)
+    for name in ("layer_norm", "conv_offset.0"):
+        module.get_submodule(name).register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(actual, module(*inputs))
+
+
+def test_a_convolution_that_makes_maps_smaller_is_not_computed_as_one_that_does_not():
+    module = build("LDAAQU")
+    _unpadded(module.conv_offset[3])
+    with pytest.raises(RuntimeError):
+        module(*inputs_of(module))
+
+
 def test_why_layers_are_not_fused_is_logged_once(caplog):
     module = build("LDAAQU")
     module.conv_offset[3].forward = module.conv_offset[3].forward

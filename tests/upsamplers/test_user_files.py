@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
-from lda_aqu.engine import load_config
+from lda_aqu.engine import check_model, load_config
 from lda_aqu.errors import InputError
 from lda_aqu.upsamplers.user_files import import_upsampler_files
 from paths import ROOT
@@ -77,3 +77,13 @@ def test_a_defect_in_the_file_is_not_hidden(tmp_path):
     for _ in range(2):  # it does not count as imported
         with pytest.raises(KeyError, match="mine"):
             load_config("", ["MODEL.UPSAMPLER_FILES", f"['{path}']"])
+
+
+def test_a_model_that_it_cannot_be_built_for_says_where(own_file, tiny_config):
+    lines = own_file.read_text().splitlines()
+    (place,) = (n for n, line in enumerate(lines, 1) if "self.mode = mode" in line)
+    own_file.write_text(own_file.read_text().replace("self.mode = mode", "self.kernel.shape"))
+    opts = ["MODEL.UPSAMPLER_FILES", f"['{own_file}']", "MODEL.FPN.UPSAMPLER", "Interpolated"]
+    message = f"no attribute 'kernel' \\({re.escape(str(own_file))}, line {place}\\)$"
+    with pytest.raises(InputError, match=message):
+        check_model(load_config(str(tiny_config), opts))

@@ -100,6 +100,9 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # Random changes of brightness, contrast, saturation and hue while a SemanticSegmentor trains.
     cfg.INPUT.COLOR_AUG_SSD = False
 
+    # Python files that register a user's upsamplers, which load_config and train_net.py run.
+    cfg.MODEL.UPSAMPLER_FILES = []
+
     # Read MODEL.WEIGHTS also where the file may run code when it is read, as pickles can.
     cfg.MODEL.TRUST_WEIGHTS = False
     # In training, put another image in the place of one that cannot be read, and count them.

@@ -4,9 +4,12 @@ import difflib
 import errno
 import functools
 import sys
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -43,14 +46,25 @@ def one_line(error: BaseException) -> str:
 def as_input_error(what: str, *kinds: type[BaseException]) -> Iterator[None]:
     """Raise errors of these kinds as an :class:`InputError` of one line, ``<what>: <error>``.
 
-    For what a library is given by the user; an InputError itself passes as it is.
+    For what a library is given by the user; an InputError itself passes as it is. Where the error
+    was raised in a file of the user's, as one that registers an upsampler, that place is named.
     """
     try:
         yield
     except InputError:
         raise
     except kinds as error:
-        raise InputError(f"{what}: {one_line(error)}") from error
+        raise InputError(f"{what}: {one_line(error)}{_place_in_users_code(error)}") from error
+
+
+def _place_in_users_code(error: BaseException) -> str:
+    """``" (FILE, line N)"`` of the innermost call that is in a file of no library, or ""."""
+    libraries = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
+    called = traceback.extract_tb(error.__traceback__)[2:]  # by what catches the error
+    for call in reversed(called):
+        if not call.filename.startswith(libraries) and "site-packages" not in call.filename:
+            return f" ({call.filename}, line {call.lineno})"
+    return ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

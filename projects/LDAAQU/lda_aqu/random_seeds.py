@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from detectron2.utils.env import seed_all_rng
 
 
 def derive_seed(*numbers: int) -> int:
@@ -20,7 +19,9 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and torch (CPU), and put them back at the end."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        seed_all_rng(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too
         try:
             yield
         finally:

@@ -209,6 +209,7 @@ class Checkpointer(DetectionCheckpointer):
         diverged = self._diverged(checkpoint["model"]) if self._resuming else None
         if diverged:
             raise UnusableWeightsError(f"weights {self._path!r}: {diverged} is no number")
+        weights = checkpoint["model"]
         incompatible = super()._load_model(checkpoint)
         # fvcore lists tensors of another shape apart from missing ones: both keep random values.
         misshapen = {key: (theirs, ours) for key, theirs, ours in incompatible.incorrect_shapes}
@@ -241,9 +242,12 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights {self._path!r} are of another architecture: {len(lacking)} of "
                 f"{len(required)} parameters needed do not fit, the first is {first} ({how})"
             )
+        if self._complete:
+            self._refuse_other_upsamplers(upsamplers, weights, absent, incompatible)
         fresh = of_upsamplers & absent
         if fresh:
-            logger.info(
+            logger.log(
+                logging.WARNING if self._complete else logging.INFO,
                 "%d of %d parameters are loaded from %r; the %d of the upsamplers %s are not, and "
                 "keep their initial values",
                 len(parameters - absent),
@@ -255,6 +259,29 @@ class Checkpointer(DetectionCheckpointer):
             # Otherwise fvcore lists them all in a warning.
             incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in fresh]
         return incompatible
+
+    def _refuse_other_upsamplers(
+        self,
+        upsamplers: list[str],
+        weights: Mapping[str, torch.Tensor],
+        absent: set[str],
+        incompatible: _IncompatibleKeys,
+    ) -> None:
+        """Raise InputError where the weights of an upsampler are of another one."""
+        for name in upsamplers:
+            if not any(key.startswith(f"{name}.") for key in weights):
+                continue  # the model had nearest or bilinear upsampling there
+            wrong = sorted(
+                key
+                for key in (*absent, *incompatible.unexpected_keys)
+                if key.startswith(f"{name}.")
+            )
+            if wrong:
+                raise InputError(
+                    f"weights {self._path!r} have another upsampler at {name} than the config, or "
+                    f"the same with other options: {len(wrong)} of its parameters do not fit, the "
+                    f"first is {wrong[0]}"
+                )
 
 
 class _WeightsUnpickler(pickle.Unpickler):

@@ -37,7 +37,6 @@ def load_config(config_file: str, opts: list[str], *, device: str = "auto") -> C
     cfg = get_cfg()
     add_deeplab_config(cfg)
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.UPSAMPLER_FILES = []
     if config_file and not os.path.isfile(config_file):
         raise InputError(f"config file {config_file!r} does not exist")
     contents = {"options": read_options(opts)}

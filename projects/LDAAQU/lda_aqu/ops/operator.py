@@ -70,11 +70,15 @@ class Operator:
             schema = grads if save else results
             backward = _define(f"{name}_backward", file, grads, schema, takes_grads=True)
 
-            def derivative(grads: Sequence[Tensor], *saved: Any) -> Sequence[Tensor]:
-                if not torch.is_grad_enabled():
+            def derivative(grads: Sequence[Tensor], *saved: Any) -> Sequence[Tensor | None]:
+                if not (torch.is_grad_enabled() or is_transformed()):
                     return backward(grads, *saved)
                 plain = choose_implementation("plain", file, f"{name}_backward", saved)
-                return plain(grads, *saved[:-1])
+                if torch.is_grad_enabled():
+                    return plain(grads, *saved[:-1])
+                with torch.enable_grad():  # a transform acts on the operators of that case alone
+                    results = plain(grads, *saved[:-1])
+                return [None if result is None else result.detach() for result in results]
 
         self.derivative = derivative
 

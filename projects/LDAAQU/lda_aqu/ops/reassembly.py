@@ -153,4 +153,6 @@ _SIMILARITY = Operator(
     plain.standard_similarity,
     derivative=_similarity_derivative,
 )
-_SPREAD = Operator("spread", "reassembly", _spreads, plain.spread, derivative=_spread_derivative)
+_SPREAD = Operator(
+    "spread", "reassembly", _spreads, plain.standard_spread, derivative=_spread_derivative
+)

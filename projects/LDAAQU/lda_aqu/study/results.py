@@ -29,7 +29,11 @@ that finds nothing), ``seconds`` of training, ``peak_memory`` in MiB, ``config``
 """
 
 _EVALUATED = re.compile(r"(?:^|/)(?:bbox|segm|sem_seg|panoptic_seg)/")
-_FIELDS = {"seed", "upsampler", "metrics", "seconds", "peak_memory", "config", "baseline"}
+_FIELDS = {
+    *("seed", "upsampler", "options", "metrics", "seconds", "peak_memory", "config", "baseline"),
+    *("device", "threads", "jobs", "versions", "commit"),
+}
+_CONFIG_FIELDS = {"file", "options", "compared"}
 
 
 def measured(folder: Path, resident_kib: int) -> Result:
@@ -63,20 +67,12 @@ def provenance(device: str, repository: Path) -> Result:
     else:
         model = re.search(r"Model name:\s*(.+)", collect_env.get_cpu_info(collect_env.run) or "")
         name = model[1] if model else platform.processor() or "unknown"
-    described = subprocess.run(
-        [
-            "git",
-            "-C",
-            str(repository),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude=*",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        command = ["git", "-C", str(repository), *describe]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # there is no git
+        commit = ""
     return {
         "device": name,
         "versions": {
@@ -86,7 +82,7 @@ def provenance(device: str, repository: Path) -> Result:
             "detectron2": detectron2.__version__,
             "lda_aqu": version("lda-aqu"),
         },
-        "commit": described.stdout.strip() or None,
+        "commit": commit or None,
     }
 
 
@@ -121,4 +117,6 @@ def read_results(path: str | Path) -> list[Result]:
 
 
 def _is_result(item: Any) -> bool:
-    return isinstance(item, dict) and item.keys() >= _FIELDS
+    if not isinstance(item, dict) or not item.keys() >= _FIELDS:
+        return False
+    return isinstance(item["config"], dict) and item["config"].keys() >= _CONFIG_FIELDS

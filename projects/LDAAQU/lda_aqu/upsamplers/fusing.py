@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{hooks}" for hooks in _HOOKS)
 
-# The types of the layers that are fused, and the settings with which they are.
+# The types of the layers that are fused, and the settings with which they are; convolutions are
+# padded so that they keep the size.
 _SETTINGS = {
     nn.Conv2d: {"stride": (1, 1), "dilation": (1, 1), "padding_mode": "zeros"},
     nn.LayerNorm: {"eps": 1e-5, "elementwise_affine": True},
@@ -55,6 +56,12 @@ def _what_acts_on(layer: nn.Module) -> str:
     for name, expected in settings.items():
         if attributes[name] != expected:
             return f"its {name} is {attributes[name]}"
+    if "padding" in attributes:
+        padding = attributes["padding"]
+        if padding != tuple(side // 2 for side in attributes["kernel_size"]):
+            return f"its padding is {padding}"
+    elif isinstance(layer, nn.LayerNorm) and layer.bias is None:
+        return "it has no bias"
     if "forward" in attributes:
         return "its forward was replaced"
     for hooks in _HOOKS:

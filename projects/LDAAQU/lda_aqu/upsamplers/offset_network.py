@@ -60,9 +60,13 @@ class OffsetNetwork(nn.Sequential):
         ``output_size`` (H', W').
         """
         layers = dict(self.named_children())
-        if not can_be_fused(self, **layers):
-            return self._call_layers(query, output_size)
         depthwise, layer_norm, _, convolution = layers.values()
+        if (
+            not can_be_fused(self, **layers)
+            or depthwise.bias is not None
+            or convolution.bias is None
+        ):
+            return self._call_layers(query, output_size)
         return predict_offsets(
             query,
             depthwise.weight,

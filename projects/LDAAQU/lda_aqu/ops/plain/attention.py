@@ -56,8 +56,8 @@ def local_deformable_attention_backward(
     offsets: Tensor,
     position_bias: Tensor | None,
     num_heads: int,
-) -> list[Tensor]:
-    """Gradients of the tensors, in their order."""
+) -> list[Tensor | None]:
+    """Gradients of the tensors, in their order; those to be differentiated only where needed."""
     inputs = (query, key, value, offsets, position_bias)
     with without_autocast(value):
         if torch.is_grad_enabled():
@@ -119,12 +119,17 @@ def _attend(
 
 def _differentiable_backward(
     grads: Sequence[Tensor], inputs: Sequence[Tensor | None], num_heads: int
-) -> list[Tensor]:
-    """The gradients with a graph of their own, for derivatives of higher order."""
-    inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+) -> list[Tensor | None]:
+    """The gradients with a graph of their own, for derivatives of higher order.
+
+    They are those of aliases: an input may have been computed from another one, whose gradient is
+    not to include that way. A tensor that needs none has None.
+    """
+    inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
     output = _attend(*inputs, num_heads, _gather)
-    tensors = [t for t in inputs if t is not None]
-    return list(torch.autograd.grad(output, tensors, grads[0], create_graph=True))
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(output, wanted, grads[0], create_graph=True))
+    return [next(found) if t.requires_grad else None for t in inputs if t is not None]
 
 
 def _sample_grid(source: Tensor, grid: Tensor) -> Tensor:

@@ -85,6 +85,25 @@ def standard_similarity(x: Tensor, query: Tensor, num_groups: int, num_points: i
     return [torch.stack(products, 2)]
 
 
+def standard_spread(weights: Tensor, query: Tensor, height: int, width: int) -> list[Tensor]:
+    """What :func:`spread` computes, in standard operators."""
+    _, groups, num_points, rows, columns = weights.shape
+    size, dtype = math.isqrt(num_points), sum_dtype(weights, query)
+    queries = split_channels(query.to(dtype), groups)
+    over_row = torch.arange(rows, device=query.device) * height // rows
+    over_column = torch.arange(columns, device=query.device) * width // columns
+    padded: list[Tensor] = []
+    for n in range(num_points):
+        weighted = (queries * weights[:, :, n, None]).flatten(1, 2)
+        target = weighted.new_zeros((*weighted.shape[:2], height, columns))
+        target = target.index_add(2, over_row, weighted)
+        target = target.new_zeros((*target.shape[:3], width)).index_add(3, over_column, target)
+        row, column = divmod(n, size)
+        padded.append(F.pad(target, (column, size - 1 - column, row, size - 1 - row)))
+    border = size // 2
+    return [reduce(torch.add, padded)[..., border : border + height, border : border + width]]
+
+
 def _standard_windows(x: Tensor, kernel_size: int, output_size: Sequence[int]) -> Iterator[Tensor]:
     """The k² pixels around that under each output pixel, (N, C, Y, X) each."""
     height, width = x.shape[2:]

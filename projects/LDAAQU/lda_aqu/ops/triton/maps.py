@@ -22,7 +22,10 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
 
 def product_types(dtype: torch.dtype) -> dict[str, Any]:
     """Constants of kernels with matrix products of numbers of this dtype."""
-    is_tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    matmul = torch.backends.cuda.matmul
+    has_precision = hasattr(matmul, "fp32_precision")  # from PyTorch 2.9 on
+    is_tf32 = matmul.fp32_precision == "tf32" if has_precision else matmul.allow_tf32
+    is_tf32 = is_tf32 and dtype == torch.float32
     return {"DOT": triton_dtype(dtype), "PRECISION": "tf32" if is_tf32 else "ieee"}
 
 
