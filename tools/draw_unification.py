@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from lda_aqu.errors import exit_on_input_error
-from lda_aqu.visualization import prepare_folder
+from lda_aqu.files import make_folder
 from lda_aqu.visualization.unification import draw_unification
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default="docs/unification.png", help="the picture")
     output = parser.parse_args().output
-    prepare_folder(output.parent)
+    make_folder(output.parent, "OUTPUT")
     draw_unification().savefig(output, dpi=100)
     print(f"Figure in {output}")
 

@@ -16,13 +16,13 @@ from detectron2.utils.logger import setup_logger
 from lda_aqu.data.images import read_image_file
 from lda_aqu.engine import add_model_options, load_model, model_config
 from lda_aqu.errors import exit_on_input_error
+from lda_aqu.files import make_folder
 from lda_aqu.visualization import (
     check_pixels,
     draw_maps,
     draw_offsets,
     draw_points,
     edge_pixels,
-    prepare_folder,
     record_upsamplers,
 )
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = model_config(args)
     image = read_image_file(args.input, "RGB", cfg.INPUT.VALUE_RANGE)
     check_pixels(args.pixels or (), args.input, image)
-    prepare_folder(args.output)
+    make_folder(args.output, "--output")
     recording = record_upsamplers(load_model(cfg), cfg, args.input)
 
     figures = {"maps": draw_maps(recording)}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lda_aqu.ops import reassemble
+from lda_aqu.ops.layout import compute_dtype
 from lda_aqu.ops.plain import reassembly as plain
 from lda_aqu.ops.triton import launch, reassembly
 from triton_interpreter import (
@@ -47,7 +48,7 @@ def check(x: torch.Tensor, weights: torch.Tensor, query: torch.Tensor, tolerance
         ("spread", (weights, query, *x.shape[2:])),
     ):
         results = getattr(reassembly, name)(*inputs)
-        assert results[0].dtype == plain.sum_dtype(*inputs[:2])
+        assert results[0].dtype == compute_dtype(*inputs[:2])
         assert_all_close(results, getattr(plain, name)(*exact(inputs)), tolerance)
 
 

@@ -29,7 +29,7 @@ def test_points_offsets_and_maps_are_drawn(run, tmp_path, capsys):
     [
         (["--pixels", "96,3"], "pixel 96,3 is outside"),
         (["--input", "gone.png"], "gone.png"),
-        (["--output", __file__], "cannot write to output"),
+        (["--output", __file__], "cannot be written"),
         (["--weights", "gone.pth"], "gone.pth"),
         (["--config-file", "gone.yaml"], "gone.yaml"),
     ],

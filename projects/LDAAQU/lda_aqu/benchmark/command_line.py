@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .report import prepare_folder
+from ..files import make_folder
 from .settings import MEMORY_FORMATS, Setting
 
 GPU_REPEATS = 50
@@ -69,7 +69,7 @@ def apply_shared_options(args: argparse.Namespace) -> Setting:
 def apply_workload_options(args: argparse.Namespace) -> Setting:
     """Make the output folder; InputError for a batch size or a folder that cannot be."""
     _check_positive(args, "batch_size")
-    prepare_folder(args.output)
+    make_folder(args.output, "--output")
     device, dtype = getattr(args, "device", "cpu"), getattr(args, "dtype", "float32")
     return Setting(device, dtype, args.autocast, args.memory_format, args.batch_size)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..errors import InputError
-
 Row = dict[str, str | int | float | None]
 """Values by column, the same columns in every row of a table."""
 
@@ -38,16 +36,6 @@ def _show(value: str | int | float | None) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the output folder before any long work; InputError if that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise InputError(f"--output {str(folder)!r} cannot be written to: {error}") from error
 
 
 def write_report(

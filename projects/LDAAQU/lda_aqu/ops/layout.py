@@ -1,6 +1,7 @@
 """What a tensor is to be like, and in which order it lies in memory."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,12 @@ def split_channels(x: Tensor, parts: int) -> Tensor:
     """
     n, channels, *size = x.shape
     return x.reshape(n, parts, channels // parts, *size)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """What sums of products of these tensors are computed in: float32, or float64 if any is."""
+    dtypes = (x.dtype for x in tensors if x is not None)
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 class Layout(NamedTuple):

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .layout import Layout
+from .layout import Layout, compute_dtype
 from .operator import Operator, check, check_tensors
 from .plain import reassembly as plain
-from .plain.reassembly import sum_dtype
 
 
 def reassemble(x: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
@@ -84,7 +83,7 @@ def _reassembled(x: Tensor, weights: Tensor) -> list[Layout]:
     )
     _check_window(weights.shape[2])
     check_tensors(x, weights)
-    return [Layout((*x.shape[:2], *weights.shape[3:]), sum_dtype(x, weights))]
+    return [Layout((*x.shape[:2], *weights.shape[3:]), compute_dtype(x, weights))]
 
 
 def _similarities(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> list[Layout]:
@@ -95,12 +94,12 @@ def _similarities(x: Tensor, query: Tensor, num_groups: int, num_points: int) ->
     _check_window(num_points)
     check_tensors(x, query)
     shape = (x.shape[0], num_groups, num_points, *query.shape[2:])
-    return [Layout(shape, sum_dtype(x, query))]
+    return [Layout(shape, compute_dtype(x, query))]
 
 
 def _spreads(weights: Tensor, query: Tensor, height: int, width: int) -> list[Layout]:
     check_tensors(weights, query)
-    return [Layout((*query.shape[:2], height, width), sum_dtype(weights, query))]
+    return [Layout((*query.shape[:2], height, width), compute_dtype(weights, query))]
 
 
 def _check_window(num_points: int) -> None:

@@ -2,7 +2,7 @@
 
 from .coco_results import CocoResults
 from .datasets import class_metadata, load_dataset
-from .drawing import draw_to_folder, prepare_folder, prepare_output
+from .drawing import draw_to_folder, prepare_output
 from .image_files import find_images
 from .layout import contact_sheet
 from .predictions import draw_ground_truth, draw_predictions
@@ -25,7 +25,6 @@ __all__ = [
     "edge_pixels",
     "find_images",
     "load_dataset",
-    "prepare_folder",
     "prepare_output",
     "record_upsamplers",
 ]

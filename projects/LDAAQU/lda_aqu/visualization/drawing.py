@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..data.images import read_image_file
 from ..data.label_files import UnreadableImageError
 from ..errors import InputError
+from ..files import make_folder
 from .image_files import CONTACT_SHEET, picture_names
 from .layout import captioned, contact_sheet, side_by_side
 from .predictions import draw_ground_truth, draw_predictions, prediction_kind
 
 logger = logging.getLogger(__name__)
-
-
-def prepare_folder(output: Path) -> None:
-    """Make a folder for pictures.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to output folder {output}: {error.strerror}") from error
 
 
 def prepare_output(output: Path, files: Sequence[str]) -> None:
@@ -43,7 +29,7 @@ def prepare_output(output: Path, files: Sequence[str]) -> None:
     Raises:
         InputError: it cannot be made or written to, or a picture would replace one of the images.
     """
-    prepare_folder(output)
+    make_folder(output, "--output")
     pictures = {os.path.abspath(output / name) for name in picture_names(files)}
     replaced = pictures.intersection(map(os.path.abspath, files))
     if replaced:

@@ -3,12 +3,11 @@
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..layout import memory_format_of
+from ..layout import compute_dtype, memory_format_of
 from .library import DTYPES, Call, Problem, fields, in_huge_pages
 
 
@@ -98,7 +97,7 @@ class _Call(Call):
         num_heads: int,
     ) -> None:
         tensors = [t for t in (query, key, value, offsets, position_bias) if t is not None]
-        self.dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+        self.dtype = compute_dtype(*tensors)
         self.output_dtype = (
             value.dtype if self.dtype == torch.float32 and value.dtype in DTYPES else self.dtype
         )

@@ -7,13 +7,12 @@ Shape shorthand:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..layout import laid_out, memory_format_of, split_channels
+from ..layout import compute_dtype, laid_out, memory_format_of, split_channels
 from ..standard import is_transformed
 
 Reader = Callable[[Tensor, Tensor], Tensor]
@@ -176,8 +175,7 @@ class _Sampler:
         read: Reader = _sample_grid,
     ) -> None:
         self.read = read
-        dtypes = [t.dtype for t in (query, key, value, offsets, position_bias) if t is not None]
-        dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        dtype = compute_dtype(query, key, value, offsets, position_bias)
         self.num_heads = num_heads
         self.num_groups, self.num_points = offsets.shape[1:3]
         self.kernel_size = math.isqrt(self.num_points)

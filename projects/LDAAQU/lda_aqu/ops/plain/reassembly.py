@@ -13,22 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layout import split_channels
+from ..layout import compute_dtype, split_channels
 
 CHUNK = 2**19
 """Output elements that are worked on at once: a few times as many fit into a CPU's cache."""
-
-
-def sum_dtype(a: Tensor, b: Tensor) -> torch.dtype:
-    """What sums of products of two tensors are in: float32, or float64 if either is."""
-    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
 
 
 def reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
     """Of x (N, C, H, W) and weights (N, g, k², Y, X): (N, C, Y, X)."""
     windows = _Windows(weights.shape[2], x.shape[2:], weights.shape[3:])
     maps, on_grid = _split(x, weights.shape[1]), windows.put(weights.flatten(0, 1))
-    on_grid = on_grid.to(sum_dtype(x, weights))
+    on_grid = on_grid.to(compute_dtype(x, weights))
     sums = on_grid.new_zeros((*maps.shape[:2], *on_grid.shape[2:]))
     for channels in _chunks(sums):
         source = windows.expand(maps[:, channels].to(sums.dtype))
@@ -42,7 +37,7 @@ def similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> li
     windows = _Windows(num_points, x.shape[2:], query.shape[2:])
     maps, on_grid = _split(x, num_groups), windows.put(_split(query, num_groups))
     products = on_grid.new_zeros(
-        (len(maps), num_points, *on_grid.shape[2:]), dtype=sum_dtype(x, query)
+        (len(maps), num_points, *on_grid.shape[2:]), dtype=compute_dtype(x, query)
     )
     for channels in _chunks(on_grid):
         source = windows.expand(maps[:, channels].to(products.dtype))
@@ -55,7 +50,7 @@ def similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> li
 def spread(weights: Tensor, query: Tensor, height: int, width: int) -> list[Tensor]:
     """Of weights (N, g, k², Y, X) and query (N, C, Y, X): (N, C, H, W)."""
     windows = _Windows(weights.shape[2], (height, width), query.shape[2:])
-    on_grid = windows.put(weights.flatten(0, 1)).to(sum_dtype(weights, query))
+    on_grid = windows.put(weights.flatten(0, 1)).to(compute_dtype(weights, query))
     queries = windows.put(_split(query, weights.shape[1]))
     result = on_grid.new_zeros((*queries.shape[:2], height, width))
     for channels in _chunks(queries):
@@ -70,7 +65,7 @@ def spread(weights: Tensor, query: Tensor, height: int, width: int) -> list[Tens
 def standard_reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
     """What :func:`reassemble` computes, in standard operators."""
     _, groups, num_points, *size = weights.shape
-    dtype = sum_dtype(x, weights)
+    dtype = compute_dtype(x, weights)
     parts = (
         split_channels(pixels, groups) * weights[:, :, n, None]
         for n, pixels in enumerate(_standard_windows(x.to(dtype), math.isqrt(num_points), size))
@@ -80,7 +75,9 @@ def standard_reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
 
 def standard_similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> list[Tensor]:
     """What :func:`similarity` computes, in standard operators."""
-    windows = _standard_windows(x.to(sum_dtype(x, query)), math.isqrt(num_points), query.shape[2:])
+    windows = _standard_windows(
+        x.to(compute_dtype(x, query)), math.isqrt(num_points), query.shape[2:]
+    )
     products = [split_channels(pixels * query, num_groups).sum(2) for pixels in windows]
     return [torch.stack(products, 2)]
 
@@ -88,7 +85,7 @@ def standard_similarity(x: Tensor, query: Tensor, num_groups: int, num_points: i
 def standard_spread(weights: Tensor, query: Tensor, height: int, width: int) -> list[Tensor]:
     """What :func:`spread` computes, in standard operators."""
     _, groups, num_points, rows, columns = weights.shape
-    size, dtype = math.isqrt(num_points), sum_dtype(weights, query)
+    size, dtype = math.isqrt(num_points), compute_dtype(weights, query)
     queries = split_channels(query.to(dtype), groups)
     over_row = torch.arange(rows, device=query.device) * height // rows
     over_column = torch.arange(columns, device=query.device) * width // columns

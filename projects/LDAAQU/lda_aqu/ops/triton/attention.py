@@ -33,9 +33,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..layout import Layout, like, memory_format_of
+from ..layout import Layout, compute_dtype, like, memory_format_of
 from . import attention_kernels as kernels
-from .launch import compute_dtype, index_dtype, launch, triton_dtype
+from .launch import index_dtype, launch, triton_dtype
 
 BIAS_SPAN = 1024  # pixels of a program of backward_bias_kernel
 MIN_DOT = 16  # the smallest block that tl.dot takes
@@ -120,7 +120,7 @@ class _Call:
         )
         self.offsets = offsets.contiguous()
         self.bias = None if position_bias is None else position_bias.contiguous()
-        self.dtype = compute_dtype((query, key, value, offsets, position_bias))
+        self.dtype = compute_dtype(query, key, value, offsets, position_bias)
 
         self.batch, depth, *output_size = query.shape
         channels, *input_size = value.shape[1:]

@@ -9,8 +9,8 @@ of dtypes and widths; Triton keeps the fastest on disk, beside its compiled kern
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from functools import cache, reduce
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -99,12 +99,6 @@ def _capability(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or torch.version.hip is not None:
         return (0, 0)
     return torch.cuda.get_device_capability(device)
-
-
-def compute_dtype(tensors: Sequence[Tensor | None]) -> torch.dtype:
-    """What sums of products of these tensors are computed in: float32, or float64 if any is."""
-    dtypes = (x.dtype for x in tensors if x is not None)
-    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def index_dtype(elements: int) -> torch.dtype:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Layout, like, memory_format_of
+from ..layout import Layout, compute_dtype, like, memory_format_of
 from ..plain.offset_network import EPSILON
 from . import offset_network_kernels as kernels
-from .launch import compute_dtype, index_dtype, launch, triton_dtype
+from .launch import index_dtype, launch, triton_dtype
 from .maps import MAX_TILE_CHANNELS, dense, parts, product_types, side, sum_parts
 
 
@@ -50,7 +50,7 @@ def predict_offsets(
         results.append(resized)
         query = resized
     shape = (len(query), num_groups, conv_weight.shape[0] // 2, 2, *query.shape[2:])
-    offsets = Layout(shape, compute_dtype([query])).empty(query.device)
+    offsets = Layout(shape, compute_dtype(query)).empty(query.device)
     if offsets.numel():
         _Call(query, parameters, num_groups, offset_range).forward(offsets)
     return [offsets, *results]
@@ -137,7 +137,7 @@ def _resize_constants(resized: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
     largest = batch * depth * max(height * width, rows * columns)
     return {
         "DEPTH": depth,
-        "COMPUTE": triton_dtype(compute_dtype([resized])),
+        "COMPUTE": triton_dtype(compute_dtype(resized)),
         # Positions are products of sizes.
         "INDEX": triton_dtype(index_dtype(max(largest, height * rows, width * columns))),
     }
@@ -154,7 +154,7 @@ class _Call:
         outputs, channels, kernel_size, _ = parameters[3].shape
         self.images, self.sizes = len(query), query.shape[2:]
         self.pixels = math.prod(self.sizes)
-        self.groups, self.dtype = num_groups, compute_dtype([query])
+        self.groups, self.dtype = num_groups, compute_dtype(query)
         self.constants = {
             "GROUPS": num_groups,
             "CHANNELS": channels,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Layout, like, memory_format_of
+from ..layout import Layout, compute_dtype, like, memory_format_of
 from ..plain.projection import EPSILON
 from . import projection_kernels as kernels
-from .launch import compute_dtype, index_dtype, launch, triton_dtype
+from .launch import index_dtype, launch, triton_dtype
 from .maps import MAX_TILE_CHANNELS, dense, parts, product_types, side, starts
 
 
@@ -77,7 +77,7 @@ class _Call:
         self.images, self.channels = x.shape[:2]
         self.pixels = math.prod(x.shape[2:])
         self.outputs = sum(widths)
-        self.dtype = torch.promote_types(compute_dtype([x]), dtype)
+        self.dtype = torch.promote_types(compute_dtype(x), dtype)
         elements = self.images * self.pixels * max(self.channels, *widths, 2)
         self.constants = {
             "CHANNELS": self.channels,

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layout import Layout
-from ..plain.reassembly import sum_dtype
+from ..layout import Layout, compute_dtype
 from . import reassembly_kernels as kernels
 from .launch import index_dtype, launch, triton_dtype
 from .maps import dense
@@ -20,7 +19,7 @@ from .maps import dense
 def reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
     """Of x (N, C, H, W) and weights (N, g, k², Y, X): (N, C, Y, X)."""
     groups, points, *size = weights.shape[1:]
-    sums = Layout((*x.shape[:2], *size), sum_dtype(x, weights)).empty(x.device)
+    sums = Layout((*x.shape[:2], *size), compute_dtype(x, weights)).empty(x.device)
     source, channels_last = dense(x)
     _launch(
         kernels.reassemble_kernel,
@@ -35,7 +34,7 @@ def reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
 def similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> list[Tensor]:
     """Of x (N, C, H, W) and query (N, C, Y, X): (N, g, k², Y, X); ``num_points`` is k²."""
     shape = (len(x), num_groups, num_points, *query.shape[2:])
-    products = Layout(shape, sum_dtype(x, query)).empty(x.device)
+    products = Layout(shape, compute_dtype(x, query)).empty(x.device)
     source, channels_last = dense(x)
     queries, query_channels_last = dense(query)
     _launch(
@@ -53,7 +52,9 @@ def similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> li
 def spread(weights: Tensor, query: Tensor, height: int, width: int) -> list[Tensor]:
     """Of weights (N, g, k², Y, X) and query (N, C, Y, X): (N, C, H, W)."""
     groups, points, *size = weights.shape[1:]
-    sums = Layout((*query.shape[:2], height, width), sum_dtype(weights, query)).empty(query.device)
+    sums = Layout((*query.shape[:2], height, width), compute_dtype(weights, query)).empty(
+        query.device
+    )
     queries, query_channels_last = dense(query)
     # Output pixels over the k rows, or columns, of input pixels whose windows hold one of them.
     most = (
