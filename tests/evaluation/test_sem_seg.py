@@ -8,6 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
 from detectron2.utils import comm
+from forked import fork_processes
 from lda_aqu.evaluation import SemanticEvaluator
 from lda_aqu.evaluation.sem_seg import NO_LABEL, boundary_labels
 from numpy.lib.stride_tricks import sliding_window_view
@@ -222,7 +223,8 @@ def evaluate_share(root: Path, predictions: dict[int, np.ndarray]) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_figures_of_one(register_dataset, tmp_path):
+def test_two_processes_give_the_figures_of_one(register_dataset, tmp_path, monkeypatch):
+    fork_processes(monkeypatch)
     rng = np.random.default_rng(10)
     truths = [random_labels(rng) for _ in range(3)]
     predictions = {i: damage(truth, rng) for i, truth in enumerate(truths)}
