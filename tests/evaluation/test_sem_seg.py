@@ -81,22 +81,18 @@ def write_dataset(root: Path, truths: list[np.ndarray]) -> None:
         Image.fromarray(truth.astype(np.uint8)).save(root / f"label_{i}.png")
 
 
-def register(root: Path, count: int) -> None:
-    records = [
-        {"file_name": f"{i}.jpg", "sem_seg_file_name": str(root / f"label_{i}.png")}
-        for i in range(count)
-    ]
-    DatasetCatalog.register("labels", lambda: records)
-    MetadataCatalog.get("labels").set(stuff_classes=CLASSES, ignore_label=IGNORE)
-
-
 @pytest.fixture
 def register_dataset(tmp_path):
     """Write label maps, register them as "labels", and forget them afterwards."""
 
     def write_and_register(truths: list[np.ndarray]) -> None:
         write_dataset(tmp_path, truths)
-        register(tmp_path, len(truths))
+        records = [
+            {"file_name": f"{i}.jpg", "sem_seg_file_name": str(tmp_path / f"label_{i}.png")}
+            for i in range(len(truths))
+        ]
+        DatasetCatalog.register("labels", lambda: records)
+        MetadataCatalog.get("labels").set(stuff_classes=CLASSES, ignore_label=IGNORE)
 
     yield write_and_register
     DatasetCatalog.pop("labels", None)
@@ -214,7 +210,6 @@ def test_table_names_every_class(register_dataset, caplog):
 
 def evaluate_share(root: Path, predictions: dict[int, np.ndarray]) -> None:
     """Evaluate in one of several processes; each has every n-th image."""
-    register(root, len(predictions))
     rank, size = comm.get_rank(), comm.get_world_size()
     metrics = evaluate({i: p for i, p in predictions.items() if i % size == rank})
     (root / f"metrics_{rank}.json").write_text(json.dumps(metrics))
