@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 from lda_aqu.engine import Trainer, load_config
 from lda_aqu.engine.trainer import BestCheckpointer
+from lda_aqu.errors import InputError
 from PIL import Image
 
 
@@ -126,3 +127,26 @@ def test_values_given_on_resume_hold_and_are_named(tiny_config, tmp_path, schedu
     caplog.clear()
     trainer_of().resume_or_load()
     assert " was " not in caplog.text
+
+
+def test_adamw_trains_and_resumes_with_the_groups_of_sgd(tiny_config):
+    opts = ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.0001", "DATASETS.TEST", "()"]
+    trainers = {}
+    for name in ("SGD", "ADAMW"):
+        cfg = load_config(str(tiny_config), [*opts, "SOLVER.OPTIMIZER", name])
+        trainers[name] = Trainer(cfg)
+    groups = {
+        name: [(g["weight_decay"], len(g["params"])) for g in trainer.optimizer.param_groups]
+        for name, trainer in trainers.items()
+    }
+    assert groups["SGD"] == groups["ADAMW"] and len(groups["SGD"]) > 1
+    optimizer = trainers["ADAMW"].optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    trainers["ADAMW"].resume_or_load(resume=False)
+    trainers["ADAMW"].train()
+    assert all(optimizer.state[p]["step"] == 4 for g in optimizer.param_groups for p in g["params"])
+    resumed = Trainer(load_config(str(tiny_config), [*opts, "SOLVER.MAX_ITER", "6"]))
+    resumed.resume_or_load(resume=True)
+    assert len(resumed.optimizer.state) == len(optimizer.state)
+    with pytest.raises(InputError, match="SOLVER.OPTIMIZER SGD: the run that is resumed has ADAMW"):
+        trainers["SGD"].resume_or_load(resume=True)

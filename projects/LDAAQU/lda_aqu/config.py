@@ -111,6 +111,8 @@ def add_lda_aqu_config(cfg: CfgNode) -> None:
     # Compile the backbone with torch.compile; the names of its parameters stay as they are.
     cfg.MODEL.BACKBONE.COMPILE = False
 
+    # "SGD", Detectron2's, or "ADAMW", with which transformers and ConvNeXt are usually trained.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # The precision of SOLVER.AMP: "float16" (with scaled losses) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Process the SOLVER.IMS_PER_BATCH images of a step in this many parts, one after the other,

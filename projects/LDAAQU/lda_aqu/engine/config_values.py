@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from ..errors import InputError, shorten
 from ..modeling import AUGMENTED
 from .config_merge import leaves
+from .optimizer import OPTIMIZERS
 
 # A value, or each element of a list, must be so.
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
@@ -62,6 +63,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("SEED", lambda value: value < 2**31, "below 2**31"),
     ("VERSION", (2).__eq__, "2"),
+    ("SOLVER.OPTIMIZER", OPTIMIZERS.__contains__, " or ".join(OPTIMIZERS)),
     ("SOLVER.AMP.DTYPE", ("float16", "bfloat16").__contains__, "float16 or bfloat16"),
 ]
 

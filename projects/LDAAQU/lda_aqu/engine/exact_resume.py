@@ -8,6 +8,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from ..errors import InputError
 from ..random_seeds import derive_seed
 from .config_merge import config_items
 
@@ -70,7 +71,11 @@ class ExactResume(HookBase):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there, with the config given now: note what it changes."""
+        """Go on there, with the config given now: note what it changes.
+
+        Raises:
+            InputError: it has another optimizer, which cannot go on from the state of this one.
+        """
         self.trainer.data_loader.batches_drawn = state["batches_drawn"]
         self._scalars = state["scalars"]
         # Through YAML, so that tuples and lists compare alike.
@@ -79,6 +84,12 @@ class ExactResume(HookBase):
             for text in (self._cfg.dump(), state.get("config", self._cfg.dump()))
         )
         keys = sorted(now.keys() | then.keys())
+        optimizer = then.get("SOLVER.OPTIMIZER", "SGD")  # there was none but that before the key
+        if optimizer != now["SOLVER.OPTIMIZER"]:
+            raise InputError(
+                f"SOLVER.OPTIMIZER {now['SOLVER.OPTIMIZER']}: the run that is resumed has "
+                f"{optimizer}, whose state another one cannot use"
+            )
         self.changes = {k: (then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)}
 
 

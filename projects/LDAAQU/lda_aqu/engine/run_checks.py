@@ -10,13 +10,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
-from detectron2.solver import build_optimizer
 from torch import nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..errors import MISFITS, InputError, as_input_error
 from .config_merge import config_items
 from .launch import find_processes
+from .optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from .checkpoint import Checkpointer
 from .divergence import divergence
 from .exact_resume import ExactResume
 from .metrics_file import read_metrics, truncate_metrics
+from .optimizer import build_optimizer
 from .output_folder import OutputFolderStays
 from .preemption import Preemption
 
@@ -189,6 +190,11 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a dataset: see :func:`lda_aqu.evaluation.build_evaluator`."""
         return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer that the config names: see :func:`.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def test(
