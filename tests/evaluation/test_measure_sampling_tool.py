@@ -57,10 +57,19 @@ def test_several_models_are_taken_together(run, tmp_path, capsys):
         (["--limit", 0], "--limit 0: must be at least 1"),
         (["--limit", 1, "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
         (["gone.pth"], "gone.pth"),
-        (["--limit", 1, "MODEL.FPN.UPSAMPLER", "Nearest"], "no upsampler of local attention"),
+        (["--limit", 1, "MODEL.FPN.UPSAMPLER", "Nearest"], "have another upsampler at backbone"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, args, message, capsys):
     assert run("--weights", tmp_path / "seed_0.pth", *args) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_a_model_without_local_attention(run, tmp_path, capsys):
+    weights = torch.load(tmp_path / "seed_0.pth")["model"]
+    kept = {name: value for name, value in weights.items() if "fpn_upsample" not in name}
+    torch.save({"model": kept}, tmp_path / "nearest.pth")
+    args = ("--weights", tmp_path / "nearest.pth", "--limit", 1, "MODEL.FPN.UPSAMPLER", "Nearest")
+    assert run(*args) == 2
+    assert "no upsampler of local attention" in capsys.readouterr().err

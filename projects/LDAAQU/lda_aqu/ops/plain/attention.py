@@ -59,7 +59,7 @@ def local_deformable_attention_backward(
     """Gradients of the tensors, in their order; those to be differentiated only where needed."""
     inputs = (query, key, value, offsets, position_bias)
     with without_autocast(value):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
             return _differentiable_backward(grads, inputs, num_heads)
         s = _Sampler(*inputs, num_heads)
         attention = s.attention()
