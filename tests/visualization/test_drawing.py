@@ -103,7 +103,7 @@ def test_images_of_the_same_name_have_each_a_picture(tmp_path):
 def test_an_output_folder_that_cannot_be_used_is_named(folder):
     file = folder / "a.png"
     for output in (file, file / "below"):
-        with pytest.raises(InputError, match=r"output folder .*a\.png"):
+        with pytest.raises(InputError, match=r"--output .*a\.png"):
             prepare_output(output, [str(file)])
 
 
@@ -113,7 +113,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_named(folder, monkeypatch
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(InputError, match=r"output folder .*Read-only file system"):
+    with pytest.raises(InputError, match=r"--output .*Read-only file system"):
         prepare_output(folder / "drawn", [str(folder / "a.png")])
 
 
