@@ -17,7 +17,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default="docs/unification.png", help="the picture")
     output = parser.parse_args().output
-    make_folder(output.parent, "OUTPUT")
+    make_folder(output.parent, "--output")
     draw_unification().savefig(output, dpi=100)
     print(f"Figure in {output}")
 

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError, as_input_error
-from ..files import atomic_write
+from ..files import atomic_write, make_folder
 from .coco_masks import describe_mask, encode_mask
 from .label_files import UNREADABLE, image_size
 
@@ -42,9 +42,8 @@ def prepare_dsb2018(source: Path, output: Path) -> dict[str, int]:
         raise InputError(
             f"{str(source)!r} has no images of 256 x 256, <id>/images/<id>.png: name stage1_train"
         )
-    with as_input_error(f"{str(output)!r} cannot be written", OSError):
-        for folder in ("images", "annotations"):
-            (output / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("images", "annotations"):
+        make_folder(output / folder, "output")
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {
         split: {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
         for split in ("train", "val")
