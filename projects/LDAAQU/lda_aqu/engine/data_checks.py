@@ -14,6 +14,7 @@ from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.images import is_deep
 from ..data.label_files import image_size, read_header, read_label
+from ..data.paths import datasets_root
 from ..data.records import Record, check_dataset_name, check_objects, load_records
 from ..errors import InputError
 from ..evaluation.build import build_evaluators, evaluated_tasks, predicted_tasks
@@ -89,14 +90,12 @@ def _check_paths(name: str, metadata: Metadata, *, panoptic: bool) -> None:
     for attribute in attributes + ["panoptic_json", "panoptic_root"] * panoptic:
         path = metadata.get(attribute)
         if path and not os.path.exists(path):
-            folder = os.getenv("DETECTRON2_DATASETS")
-            made = attribute == "sem_seg_root"
+            is_set = "set" if "DETECTRON2_DATASETS" in os.environ else "not set"
+            tools = "; tools/prepare_*.py make labels of COCO and ADE20K"
             raise InputError(
                 f"dataset {name}: {attribute} {path!r} does not exist; the built-in datasets are "
-                f"looked for in {folder or 'datasets'!r} (DETECTRON2_DATASETS is "
-                f"{'set' if folder else 'not set'}): see docs/training.md"
-                + "; tools/prepare_*.py make labels of COCO and ADE20K"
-                * made
+                f"looked for in {str(datasets_root())!r} (DETECTRON2_DATASETS is {is_set}): see "
+                f"docs/training.md{tools if attribute == 'sem_seg_root' else ''}"
             )
 
 

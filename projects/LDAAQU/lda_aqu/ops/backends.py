@@ -52,7 +52,7 @@ BACKENDS = {
 BACKEND_CHOICES = ("auto", *BACKENDS)
 """What a caller may ask for; "auto" is the first backend that can compute a call."""
 
-VARIABLE = "LDA_AQU_BACKEND"
+BACKEND_VARIABLE = "LDA_AQU_BACKEND"
 """Of the environment: the backend in the place of "auto"."""
 
 
@@ -96,9 +96,9 @@ def choose_implementation(
 
 def _or_from_environment(backend: str) -> str:
     """A backend; in the place of "auto" what the environment names."""
-    if backend == "auto" and VARIABLE in os.environ:
-        backend = os.environ[VARIABLE]
-        check_backend(backend, f"{VARIABLE}: ")
+    if backend == "auto" and BACKEND_VARIABLE in os.environ:
+        backend = os.environ[BACKEND_VARIABLE]
+        check_backend(backend, f"{BACKEND_VARIABLE}: ")
     return backend
 
 
