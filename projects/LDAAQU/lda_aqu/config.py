@@ -5,8 +5,6 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import torch
-
 from .errors import InputError
 from .upsamplers import (
     UPSAMPLER_REGISTRY,
@@ -152,9 +150,6 @@ def build_upsampler_from_config(
 ) -> Upsampler:
     """Build the upsampler that a config key names.
 
-    What it draws for its initial values is not taken from the sequence of random numbers: with the
-    same seed, all else in a model starts alike whatever its upsamplers are.
-
     Args:
         cfg: a config with this project's keys.
         key: the key that holds its name, e.g. ``MODEL.FPN.UPSAMPLER``.
@@ -179,8 +174,7 @@ def build_upsampler_from_config(
         options = {
             option: cfg.MODEL[cls.config_node][option.upper()] for option in upsampler_options(cls)
         }
-        with torch.random.fork_rng(devices=[]):
-            return build_upsampler(name, in_channels, scale_factor, **options)
+        return build_upsampler(name, in_channels, scale_factor, **options)
     except InputError as error:
         node = (
             f", MODEL.{cls.config_node}.*" if name in UPSAMPLER_REGISTRY and cls.config_node else ""

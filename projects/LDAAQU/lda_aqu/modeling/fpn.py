@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError, did_you_mean
+from ..random_seeds import aside
 from ..upsamplers import upsample_to
 
 TOPOLOGIES = ("detectron2", "published")
@@ -58,8 +59,9 @@ class UpsamplerFPN(FPN):
             self._add_extra_level(stage, in_channels, out_channels, norm)
             stages.append(stage)
             in_channels = out_channels
-        for stage in stages[:-1]:
-            self.add_module(f"fpn_upsample{stage}", make_upsampler())
+        with aside():
+            for stage in stages[:-1]:
+                self.add_module(f"fpn_upsample{stage}", make_upsampler())
         self._stages = tuple(stages)
 
     def _add_extra_level(self, stage: int, in_channels: int, out_channels: int, norm: str) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
+from ..random_seeds import aside
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -44,12 +45,11 @@ class UpsamplerMaskRCNNConvHead(MaskRCNNConvUpsampleHead):
                 f"the number of channels, so set CONV_DIM to that of the input, "
                 f"{input_shape.channels}"
             )
-        return {
-            **super().from_config(cfg, input_shape),
-            "upsampler": build_upsampler_from_config(
+        with aside():
+            upsampler = build_upsampler_from_config(
                 cfg,
                 "MODEL.ROI_MASK_HEAD.UPSAMPLER",
                 head.CONV_DIM,
                 "MODEL.ROI_MASK_HEAD.CONV_DIM",
-            ),
-        }
+            )
+        return {**super().from_config(cfg, input_shape), "upsampler": upsampler}

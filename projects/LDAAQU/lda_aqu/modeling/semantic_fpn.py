@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import build_upsampler_from_config
+from ..random_seeds import aside
+from ..upsamplers import Upsampler
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -41,10 +43,11 @@ class UpsamplerSemSegFPNHead(SemSegFPNHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape=input_shape, **kwargs)
-        for scale_head in self.scale_heads:
-            for index, layer in enumerate(scale_head):
-                if isinstance(layer, nn.Upsample):
-                    scale_head[index] = make_upsampler()
+        with aside():
+            for scale_head in self.scale_heads:
+                for index, layer in enumerate(scale_head):
+                    if isinstance(layer, nn.Upsample):
+                        scale_head[index] = make_upsampler()
         self.logits_upsampler = logits_upsampler
 
     @classmethod
@@ -62,13 +65,7 @@ class UpsamplerSemSegFPNHead(SemSegFPNHead):
             "make_upsampler": lambda: build_upsampler_from_config(
                 cfg, "MODEL.SEM_SEG_HEAD.UPSAMPLER", head.CONVS_DIM, "MODEL.SEM_SEG_HEAD.CONVS_DIM"
             ),
-            "logits_upsampler": build_upsampler_from_config(
-                cfg,
-                "MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER",
-                head.NUM_CLASSES,
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-                head.COMMON_STRIDE,
-            ),
+            "logits_upsampler": build_logits_upsampler(cfg),
         }
 
     def forward(
@@ -85,6 +82,23 @@ class UpsamplerSemSegFPNHead(SemSegFPNHead):
         logits = self.logits_upsampler(predictions.float())
         loss = mean_cross_entropy(logits, targets, self.ignore_value)
         return {"loss_sem_seg": loss * self.loss_weight}
+
+
+def build_logits_upsampler(cfg: CfgNode) -> Upsampler:
+    """The upsampler that ``MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER`` names.
+
+    Raises:
+        InputError: it cannot be built.
+    """
+    head = cfg.MODEL.SEM_SEG_HEAD
+    with aside():
+        return build_upsampler_from_config(
+            cfg,
+            "MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER",
+            head.NUM_CLASSES,
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            head.COMMON_STRIDE,
+        )
 
 
 def mean_cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
+from ..random_seeds import aside
 from ..upsamplers import upsample_to
 from ..upsamplers.adaptive_pooling import AdaptiveAvgPool2d
-from .semantic_fpn import mean_cross_entropy
+from .semantic_fpn import build_logits_upsampler, mean_cross_entropy
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -98,11 +99,11 @@ class UPerNetHead(nn.Module):
             _convolution(input_shape[aux_in_feature].channels, aux_channels, 3, norm),
             *_classifier(aux_channels, num_classes, dropout),
         )
-        # Last, so that with the same seed everything else starts as it does in the baseline.
-        self.upsamplers = nn.ModuleList(make_upsampler() for _ in finer)
-        self.fusion_upsamplers = nn.ModuleList(
-            make_fusion_upsampler(stride / strides[0]) for stride in strides[1:]
-        )
+        with aside():
+            self.upsamplers = nn.ModuleList(make_upsampler() for _ in finer)
+            self.fusion_upsamplers = nn.ModuleList(
+                make_fusion_upsampler(stride / strides[0]) for stride in strides[1:]
+            )
         self.logits_upsampler = logits_upsampler
 
     @classmethod
@@ -135,13 +136,7 @@ class UPerNetHead(nn.Module):
             "make_fusion_upsampler": lambda factor: make_upsampler(
                 "MODEL.UPERNET.FUSION_UPSAMPLER", factor
             ),
-            "logits_upsampler": build_upsampler_from_config(
-                cfg,
-                "MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER",
-                head.NUM_CLASSES,
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-                head.COMMON_STRIDE,
-            ),
+            "logits_upsampler": build_logits_upsampler(cfg),
             "aux_in_feature": upernet.AUX_IN_FEATURE,
             "aux_channels": upernet.AUX_CHANNELS,
             "aux_weight": upernet.AUX_WEIGHT,
