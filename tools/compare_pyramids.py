@@ -11,13 +11,11 @@ tells what another upsampler does to a trained model, before it is tuned and aft
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import islice
 
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from lda_aqu.data.loaders import EvaluationLoader
-from lda_aqu.engine import check_datasets, load_config, load_model
-from lda_aqu.errors import InputError, exit_on_input_error
+from lda_aqu.engine import first_test_images, load_config, load_model
+from lda_aqu.errors import exit_on_input_error
 from lda_aqu.evaluation import relative_feature_change
 from tqdm import tqdm
 
@@ -44,23 +42,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
-    if args.limit < 1:
-        raise InputError(f"--limit {args.limit}: must be at least 1")
     setup_logger(name="lda_aqu")
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.WEIGHTS = args.weights
     baseline_cfg = load_config(args.baseline, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
     baseline_cfg.MODEL.WEIGHTS = args.baseline_weights or args.weights
-    check_datasets(cfg, train=False)
-    if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty: name a dataset whose images to take")
+    images = first_test_images(cfg, args.limit)
 
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)  # of what is not in the weights
     model, baseline = load_model(cfg), load_model(baseline_cfg)
-    loader = EvaluationLoader(cfg, cfg.DATASETS.TEST[0])
-    number = min(args.limit, len(loader))
-    batches = tqdm(islice(loader, number), total=number, unit="image", leave=False)
-    print(f"Relative change of the maps on {number} images of {cfg.DATASETS.TEST[0]}:")
+    batches = tqdm(images, unit="image", leave=False)
+    print(f"Relative change of the maps on {len(images)} images of {cfg.DATASETS.TEST[0]}:")
     for level, change in relative_feature_change(model, baseline, batches).items():
         print(f"{level} {change:.4f}")
 

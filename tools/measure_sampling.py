@@ -12,13 +12,11 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from itertools import islice
 
 from detectron2.utils.logger import setup_logger
 from lda_aqu.benchmark.report import Table
-from lda_aqu.data.loaders import EvaluationLoader
-from lda_aqu.engine import check_datasets, check_weights, load_config, load_model
-from lda_aqu.errors import InputError, exit_on_input_error
+from lda_aqu.engine import check_weights, first_test_images, load_config, load_model
+from lda_aqu.errors import exit_on_input_error
 from lda_aqu.evaluation import SamplingStatistics, sampling_statistics
 from tqdm import tqdm
 
@@ -49,14 +47,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
-    if args.limit < 1:
-        raise InputError(f"--limit {args.limit}: must be at least 1")
     setup_logger(name="lda_aqu")
     cfg = load_config(args.config_file, args.opts)
-    check_datasets(cfg, train=False)
-    if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty: name a dataset whose images to take")
-
+    images = first_test_images(cfg, args.limit)
     for weights in args.weights:
         cfg.MODEL.WEIGHTS = weights
         check_weights(cfg)
@@ -64,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for weights in tqdm(args.weights, unit="model", leave=False):
         cfg.MODEL.WEIGHTS = weights
         model = load_model(cfg)
-        batches = islice(EvaluationLoader(cfg, cfg.DATASETS.TEST[0]), args.limit)
-        for name, values in sampling_statistics(model, batches).items():
+        for name, values in sampling_statistics(model, images).items():
             measured.setdefault(name, []).append(values)
     rows = [
         {"upsampler": name}
@@ -75,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         for name, of_models in measured.items()
     ]
-    title = f"Images of {cfg.DATASETS.TEST[0]}: {args.limit} at most; models: {len(args.weights)}"
+    title = f"Images of {cfg.DATASETS.TEST[0]}: {len(images)}; models: {len(args.weights)}"
     print(Table("sampling", title, rows, NOTES).text("github"))
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import collect_env
 
+from ..cpu import cpu_name
 from .implementations import backend_reasons
 from .measure import interleaved_times
 from .settings import Setting, Step
@@ -20,12 +20,11 @@ COPY = "gb_per_s_of_copy"
 
 def describe_machine(setting: Setting) -> dict[str, Any]:
     """Processor or GPU, threads, versions and setting."""
-    found = re.search(r"Model name:\s*(.+)", collect_env.get_cpu_info(collect_env.run) or "")
     description = {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu": found[1] if found else platform.processor() or "unknown",
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),

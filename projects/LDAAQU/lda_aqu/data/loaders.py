@@ -251,11 +251,17 @@ def _is_landscape(record: Record) -> bool:
 
 
 class EvaluationLoader:
-    """Detectron2's loader of a test dataset, one image a batch, which names an unreadable one."""
+    """Detectron2's loader of a test dataset, one image a batch, which names an unreadable one.
 
-    def __init__(self, cfg: CfgNode, dataset_name: str) -> None:
+    Args:
+        cfg: a run's config.
+        dataset_name: a registered dataset.
+        limit: take the first so many images only.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset_name: str, limit: int | None = None) -> None:
         self._loader = build_detection_test_loader(
-            load_records(dataset_name),
+            load_records(dataset_name)[:limit],
             mapper=NamingMapper(ImageMapper(cfg, is_train=False), dataset_name),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

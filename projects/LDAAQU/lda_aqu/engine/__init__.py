@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpointer
 from .command_line import add_model_options, model_config
-from .data_checks import check_datasets
+from .data_checks import check_datasets, first_test_images
 from .launch import find_processes, launch
 from .run_checks import check_model, check_processes, check_solver, check_weights
 from .setup import load_config
@@ -21,6 +21,7 @@ __all__ = [
     "check_upsamplers_are_used",
     "check_weights",
     "find_processes",
+    "first_test_images",
     "launch",
     "load_config",
     "load_model",

@@ -14,6 +14,7 @@ from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.images import is_deep
 from ..data.label_files import image_size, read_header, read_label
+from ..data.loaders import EvaluationLoader
 from ..data.paths import datasets_root
 from ..data.records import Record, check_dataset_name, check_objects, load_records
 from ..errors import InputError
@@ -56,6 +57,20 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
     for name in cfg.DATASETS.TEST:
         check_dataset_name(name, "DATASETS.TEST")
         _check_dataset(cfg, name, classes, evaluated=True)
+
+
+def first_test_images(cfg: CfgNode, limit: int) -> EvaluationLoader:
+    """A loader of the first ``limit`` images of the first test dataset, after its checks.
+
+    Raises:
+        InputError: ``limit`` is below 1, there is no test dataset, or see :func:`check_datasets`.
+    """
+    if limit < 1:
+        raise InputError(f"--limit {limit}: must be at least 1")
+    if not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TEST is empty: name a dataset whose images to take")
+    check_datasets(cfg, train=False)
+    return EvaluationLoader(cfg, cfg.DATASETS.TEST[0], limit)
 
 
 def _has_object(record: Record) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 
 import detectron2
 import torch
-from torch.utils import collect_env
 
+from ..cpu import cpu_name
 from ..engine.metrics_file import read_metrics
 from ..errors import InputError
 from ..files import atomic_write
@@ -62,11 +62,7 @@ def measured(folder: Path, resident_kib: int) -> Result:
 
 def provenance(device: str, repository: Path) -> Result:
     """The name of the device, the versions of what computes, and the commit of the repository."""
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    else:
-        model = re.search(r"Model name:\s*(.+)", collect_env.get_cpu_info(collect_env.run) or "")
-        name = model[1] if model else platform.processor() or "unknown"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         command = ["git", "-C", str(repository), *describe]
