@@ -40,9 +40,11 @@ def test_matches_the_loops(input_size, output_size, k):
         torch.testing.assert_close(similarity(x, query, k)[n], torch.as_tensor(expected))
 
 
-@pytest.mark.parametrize("output_size", [(6, 8), (7, 7)])
-def test_what_is_exported_is_the_same(monkeypatch, output_size):
-    x, query = torch.randn(2, 6, 3, 4), torch.randn(2, 6, *output_size)
+@pytest.mark.parametrize(
+    "input_size, output_size", [((3, 4), (6, 8)), ((3, 4), (7, 7)), ((30, 1), (58, 2))]
+)
+def test_what_is_exported_is_the_same(monkeypatch, input_size, output_size):
+    x, query = torch.randn(2, 6, *input_size), torch.randn(2, 6, *output_size)
     weights = torch.randn(2, 2, 9, *output_size)
     expected = reassemble(x, weights), similarity(x, query, 3)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)

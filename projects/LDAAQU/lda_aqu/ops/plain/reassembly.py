@@ -87,8 +87,8 @@ def standard_spread(weights: Tensor, query: Tensor, height: int, width: int) -> 
     _, groups, num_points, rows, columns = weights.shape
     size, dtype = math.isqrt(num_points), compute_dtype(weights, query)
     queries = split_channels(query.to(dtype), groups)
-    over_row = torch.arange(rows, device=query.device) * height // rows
-    over_column = torch.arange(columns, device=query.device) * width // columns
+    over_row = _under(height, rows, query.device)
+    over_column = _under(width, columns, query.device)
     padded: list[Tensor] = []
     for n in range(num_points):
         weighted = (queries * weights[:, :, n, None]).flatten(1, 2)
@@ -103,12 +103,20 @@ def standard_spread(weights: Tensor, query: Tensor, height: int, width: int) -> 
 
 def _standard_windows(x: Tensor, kernel_size: int, output_size: Sequence[int]) -> Iterator[Tensor]:
     """The k² pixels around that under each output pixel, (N, C, Y, X) each."""
-    height, width = x.shape[2:]
     padded = F.pad(x, (kernel_size // 2,) * 4)
+    rows, columns = (
+        _under(*extents, x.device) for extents in zip(x.shape[2:], output_size, strict=True)
+    )
+    shifted = [padded.index_select(3, columns + column) for column in range(kernel_size)]
     for row in range(kernel_size):
-        for column in range(kernel_size):
-            shifted = padded[..., row : row + height, column : column + width]
-            yield F.interpolate(shifted, tuple(output_size))
+        for pixels in shifted:
+            yield pixels.index_select(2, rows + row)
+
+
+def _under(extent: int, output: int, device: torch.device) -> Tensor:
+    """The input pixel under each of ``output`` output pixels, along one side."""
+    # interpolate(mode="nearest") rounds: of 58 over 30, output pixel 29 is put over 14, not 15.
+    return torch.arange(output, device=device) * extent // output
 
 
 class _Windows:
