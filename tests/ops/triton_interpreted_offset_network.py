@@ -95,6 +95,17 @@ def test_layouts(layout):
     check(inputs, TOLERANCES[DOUBLE], grads)
 
 
+def test_a_resized_query_that_lost_its_layout():
+    """As where saved tensors are moved to the CPU and back."""
+    inputs = draw(SHAPES["default"])
+    results = offset_network.predict_offsets(*inputs)
+    grads = grads_of(results)
+    expected = backward(offset_network, grads, results, inputs)
+    assert not results[1].is_contiguous()
+    results[1] = results[1].contiguous()
+    assert_all_close(backward(offset_network, grads, results, inputs), expected, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes(dtype):
     check(draw(SHAPES["default"], dtype), TOLERANCES[dtype])
@@ -148,9 +159,15 @@ def test_an_empty_batch():
     check(draw((0, 2, 4, 5, 7, 3, 3, 2.0, None)), 0)
 
 
-def test_says_what_it_cannot_compute():
-    inputs = draw((1, 1, 1025, 1, 1, 1, 1, 1.0, None))
-    reason = "groups have more than 1024 channels, or outputs"
+@pytest.mark.parametrize(
+    "channels, window, reason",
+    [
+        (1025, 1, "groups have more than 1024 channels, or outputs"),
+        (512, 5, "512 channels of a group and 50 outputs take too much shared memory"),
+    ],
+)
+def test_says_what_it_cannot_compute(channels, window, reason):
+    inputs = draw((1, 1, channels, 1, 1, 1, window, 1.0, None), torch.float32)
     assert offset_network.unavailable("predict_offsets", *inputs) == reason
     saved = (None, None, *inputs[:6])
     assert offset_network.unavailable("predict_offsets_backward", *saved) == reason

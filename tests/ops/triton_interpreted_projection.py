@@ -103,9 +103,10 @@ def test_an_empty_batch():
     check(draw((0, 6, 3, 5, (2, 3))), DOUBLE, 0)
 
 
-def test_says_what_it_cannot_compute():
-    inputs = (*draw((1, 1025, 1, 1, (1,))), DOUBLE)
-    reason = "the map has more than 1024 channels"
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1024), (DOUBLE, 512)])
+def test_says_what_it_cannot_compute(dtype, most):
+    inputs = (*draw((1, most + 1, 1, 1, (1,)), dtype), dtype)
+    reason = f"the map has more than {most} channels"
     assert projection.unavailable("project_normalized", *inputs) == reason
     assert projection.unavailable("project_normalized_backward", [inputs[0]], *inputs) == reason
-    assert projection.unavailable("project_normalized", *draw(SHAPES["wide"]), DOUBLE) == ""
+    assert projection.unavailable("project_normalized", *draw((1, most, 1, 1, (1,)), dtype)) == ""

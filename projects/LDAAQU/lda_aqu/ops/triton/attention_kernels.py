@@ -147,9 +147,10 @@ def _load_corners(
     """
     H, W, _, _, _, _ = geometry
     row, column, inside = _cell(y, x, geometry)
-    # A coordinate less itself is 0, but NaN for NaN and infinity, which propagate.
-    fraction_y = tl.where(inside, y - row, y - y)
-    fraction_x = tl.where(inside, x - column, x - x)
+    # A coordinate times 0 is 0, but NaN for NaN and infinity, which propagate. Less itself it need
+    # not be 0: made one with the multiplication before it, a subtraction leaves what that rounded.
+    fraction_y = tl.where(inside, y - row, y * 0.0)
+    fraction_x = tl.where(inside, x - column, x * 0.0)
     above, below = inside & mask & (row >= 0), inside & mask & (row + 1 < H)
     left, right = column >= 0, column + 1 < W
     i = row.to(INDEX) * W + column
@@ -395,7 +396,7 @@ def backward_pixels_kernel(
                 sample = pixel * POINTS + point
                 _accumulate(grad_logits + sample, product, mask, local + start == 0)
                 weight = tl.load(attention + sample, mask=mask, other=0)
-                share = offset_shares + shares + point * 2 * (Y * X)
+                share = offset_shares + shares + tl.cast(point, INDEX) * 2 * (Y * X)
                 _accumulate(share, weight * by_y * step_y, mask, start == 0)
                 _accumulate(share + Y * X, weight * by_x * step_x, mask, start == 0)
             tl.debug_barrier()
@@ -431,7 +432,7 @@ def backward_pixels_kernel(
                 total += weight[None, :, None] * b
                 total = _add_interpolated(total, corners, weight)
                 products = _interpolate_products(q, corners)
-                plane = shares + point * 2 * (Y * X)
+                plane = shares + tl.cast(point, INDEX) * 2 * (Y * X)
                 by_y = tl.load(offset_shares + plane, mask=mask, other=0)
                 by_x = tl.load(offset_shares + plane + Y * X, mask=mask, other=0)
                 by_y += weight * products[1] * step_y

@@ -49,7 +49,8 @@ def launch(
     constants = {name: value for name, value in constants.items() if name in names}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if is_tuning():
-            _tuned(kernel, capability)[programs](*arguments, **constants)
+            key = tuple(n for n, value in constants.items() if not isinstance(value, tl.dtype))
+            _tuned(kernel, capability, key)[programs](*arguments, **constants)
         else:
             options = _options(kernel.__name__, read.itemsize, width, capability)
             kernel[programs](*arguments, **constants, **options)
@@ -86,11 +87,12 @@ def is_tuning() -> bool:
 
 
 @cache
-def _tuned(kernel: Any, capability: tuple[int, int]) -> Any:
-    rows = [row for row in TABLE[kernel.__name__] if capability >= row.min_capability]
-    # All that the compiler knows but what is to be chosen; dtypes Triton adds itself.
-    key = [p.name for p in kernel.params if p.is_constexpr and p.name not in rows[0].blocks]
-    configs = [row.config() for row in rows]
+def _tuned(kernel: Any, capability: tuple[int, int], key: tuple[str, ...]) -> Any:
+    """A kernel that is tuned for each set of values of the constants ``key``.
+
+    Triton adds the dtypes of the tensors, and writes the values to a JSON file.
+    """
+    configs = [row.config() for row in TABLE[kernel.__name__] if capability >= row.min_capability]
     return triton.autotune(configs, key=key, cache_results=True)(kernel)
 
 

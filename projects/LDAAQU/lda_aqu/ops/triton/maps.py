@@ -11,6 +11,7 @@ from .launch import launch, triton_dtype
 from .tiles import sum_parts_kernel
 
 MAX_TILE_CHANNELS = 1024  # of a tile that has all channels
+MAX_SHARED_BYTES = 96 * 1024  # of a block, which all GPUs from compute capability 8.0 on have
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:

@@ -17,14 +17,19 @@ from ..layout import Layout, compute_dtype, like, memory_format_of
 from ..plain.offset_network import EPSILON
 from . import offset_network_kernels as kernels
 from .launch import index_dtype, launch, triton_dtype
-from .maps import MAX_TILE_CHANNELS, dense, parts, product_types, side, sum_parts
+from .maps import MAX_SHARED_BYTES, MAX_TILE_CHANNELS, dense, parts, product_types, side, sum_parts
 
 
 def unavailable(function: str, *inputs: Any) -> str:
     """Why a function cannot compute its inputs, or ""."""
-    conv_weight = inputs[6] if function == "predict_offsets_backward" else inputs[4]
-    if max(conv_weight.shape[:2]) > MAX_TILE_CHANNELS:
+    first = 2 if function == "predict_offsets_backward" else 0
+    query, conv_weight = inputs[first], inputs[first + 4]
+    outputs, channels = conv_weight.shape[:2]
+    if max(outputs, channels) > MAX_TILE_CHANNELS:
         return f"groups have more than {MAX_TILE_CHANNELS} channels, or outputs"
+    # What offsets_kernel multiplies: 16 pixels and all outputs.
+    if side(channels) * (16 + side(outputs)) * query.itemsize > MAX_SHARED_BYTES:
+        return f"{channels} channels of a group and {outputs} outputs take too much shared memory"
     return ""
 
 
@@ -71,8 +76,9 @@ def predict_offsets_backward(
 ) -> list[Tensor]:
     """See :func:`.plain.offset_network.predict_offsets_backward`."""
     parameters = (depthwise, norm_weight, norm_bias, conv_weight, conv_bias)
-    memory_format = torch.channels_last if input_size else memory_format_of(resized)
-    grad_query = like(resized, memory_format).empty(resized.device)
+    if input_size:  # what keeps tensors for the backward pass need not keep their layout
+        resized = resized.contiguous(memory_format=torch.channels_last)
+    grad_query = like(resized, memory_format_of(resized)).empty(resized.device)
     results = [like(p).empty(p.device) for p in parameters]
     if resized.numel():
         call = _Call(resized, parameters, num_groups, offset_range)
