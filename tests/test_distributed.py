@@ -23,12 +23,13 @@ TIMEOUT = 240
 
 # Of what the equality of two processes and one is to hold: no statistics of the batch, no losses
 # divided by counts that differ from image to image. The rate is low, as rounding turns ReLUs on
-# and off.
+# and off, and no optimizer that divides by the gradients' size makes steps of what was rounded.
 SEMANTIC = [
     "MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.SEM_SEG_HEAD.NORM", "GN",
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", "False", "INPUT.RANDOM_FLIP", "none",
     "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()",
-    "SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.BASE_LR", "0.00002",
+    "SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.OPTIMIZER", "SGD",
+    "SOLVER.BASE_LR", "0.00002", "SOLVER.WEIGHT_DECAY", "0.0001",
 ]  # fmt: skip
 
 
