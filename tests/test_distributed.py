@@ -134,7 +134,10 @@ def csv_metrics(log: str) -> dict[str, list[str]]:
 
 
 def test_evaluation_in_two_processes_is_that_in_one(tmp_path, monkeypatch):
-    """Of five images, which are shared out unevenly: all metrics, and the predictions saved."""
+    """Of five images, which are shared out unevenly: all metrics, and the predictions saved.
+
+    The weights lack the pyramid's upsamplers, which start at random.
+    """
     generate_glyphs(tmp_path / "glyphs", num_train=1, num_val=5, size=96, seed=0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     config = str(SMALL / "panoptic_fpn_R_18_glyphs_lda_aqu.yaml")
@@ -142,7 +145,9 @@ def test_evaluation_in_two_processes_is_that_in_one(tmp_path, monkeypatch):
     cfg = load_config(config, opts)
     seed_all_rng(0)
     initial = str(tmp_path / "weights.pth")
-    torch.save({"model": Trainer.build_model(cfg).state_dict()}, initial)
+    values = Trainer.build_model(cfg).state_dict()
+    kept = {name: value for name, value in values.items() if "fpn_upsample" not in name}
+    torch.save({"model": kept}, initial)
     found = {}
     for processes in (1, 2):
         output = tmp_path / str(processes)

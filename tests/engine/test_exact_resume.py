@@ -14,14 +14,23 @@ OPTS = (
 )
 
 
+RETINANET = (
+    *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.MASK_ON", False),
+    *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_lda_aqu_fpn_backbone"),
+    *("MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"),
+    *("MODEL.RETINANET.NUM_CLASSES", 2, "MODEL.RETINANET.NUM_CONVS", 1),
+)
+
+
 @pytest.mark.parametrize(
     "iterations, more",
     [
         (33, ()),
-        # The scale of the losses is part of the state, and an iteration draws two batches.
-        (10, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2)),
+        # The scale of the losses is part of the state, and so is what RetinaNet divides them by. An
+        # iteration draws two batches.
+        (10, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2, *RETINANET)),
     ],
-    ids=["plain", "accumulated in float16"],
+    ids=["plain", "RetinaNet, accumulated in float16"],
 )
 def test_killed_and_resumed(tiny_config, tmp_path, iterations, more):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

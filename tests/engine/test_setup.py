@@ -1,4 +1,5 @@
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.projects.deeplab import add_deeplab_config
@@ -69,6 +70,17 @@ def test_device_is_chosen_and_logged(monkeypatch, caplog):
     assert "Running on cpu (MODEL.DEVICE is auto, this machine has no usable GPU)" in caplog.text
     with pytest.raises(InputError, match="no usable GPU; use MODEL.DEVICE cpu"):
         load_config("", ["MODEL.DEVICE", "cuda"])
+
+
+def test_a_gpu_that_is_not_there_and_one_that_is(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    with pytest.raises(InputError, match="'cuda:2': this machine has 2 usable GPUs, numbered from"):
+        load_config("", ["MODEL.DEVICE", "cuda:2"])
+    load_config("", ["MODEL.DEVICE", "cuda:1"])
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_own_dataset_is_registered_once(tiny_config, tiny_coco):

@@ -33,6 +33,7 @@ PER_RESULT = {
     "native_group_norm": 5,
     "native_layer_norm": 5,
     "grid_sampler_2d": 4,
+    "cudnn_grid_sampler": 4,
     "_upsample_nearest_exact2d": 1,
     "upsample_nearest2d": 1,
     "upsample_bilinear2d": 4,

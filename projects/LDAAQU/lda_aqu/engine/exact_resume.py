@@ -7,11 +7,15 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
 from ..random_seeds import derive_seed
 from .config_merge import config_items
 
+NORMALIZER = "loss_normalizer"
+"""The attribute in which Detectron2's dense detectors keep what their state dict has not."""
 WRITE_PERIOD = 20
 """Iterations after which Detectron2's trainer writes metrics, medians over as many iterations."""
 
@@ -22,7 +26,8 @@ class ExactResume(HookBase):
     With a non-negative ``SEED`` the global random generators are seeded anew for every iteration,
     in every process with another number. In the checkpoint are the position in the training data,
     which must come from a :class:`~lda_aqu.data.loaders.TrainLoader`, the metrics that are not
-    written yet or that the next medians are taken over, and the config.
+    written yet or that the next medians are taken over, what RetinaNet divides its losses by, and
+    the config.
 
     Attributes:
         changes: the keys of the config that the checkpoint loaded had other values for, each with
@@ -66,6 +71,7 @@ class ExactResume(HookBase):
         }
         return {
             "batches_drawn": self.trainer.data_loader.batches_drawn,
+            "loss_normalizer": getattr(self._model, NORMALIZER, None),
             "scalars": scalars,
             "config": self._cfg.dump(),
         }
@@ -78,6 +84,8 @@ class ExactResume(HookBase):
         """
         self.trainer.data_loader.batches_drawn = state["batches_drawn"]
         self._scalars = state["scalars"]
+        if state.get("loss_normalizer") is not None:
+            setattr(self._model, NORMALIZER, state["loss_normalizer"])
         # Through YAML, so that tuples and lists compare alike.
         now, then = (
             dict(config_items(CfgNode(yaml.safe_load(text))))
@@ -91,6 +99,11 @@ class ExactResume(HookBase):
                 f"{optimizer}, whose state another one cannot use"
             )
         self.changes = {k: (then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)}
+
+    @property
+    def _model(self) -> nn.Module:
+        model = self.trainer.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def metrics_written(iterations: int) -> int:

@@ -82,4 +82,11 @@ def _device(name: str) -> str:
         raise InputError(
             f"MODEL.DEVICE {name!r}: this machine has no usable GPU; use MODEL.DEVICE cpu (or auto)"
         )
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise InputError(
+                f"MODEL.DEVICE {name!r}: this machine has {torch.cuda.device_count()} usable GPUs, "
+                "numbered from 0 on"
+            )
+        torch.cuda.set_device(device)  # what Detectron2 times and logs is of the current one
     return name

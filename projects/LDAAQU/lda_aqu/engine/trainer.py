@@ -28,6 +28,7 @@ from .exact_resume import ExactResume
 from .metrics_file import read_metrics, truncate_metrics
 from .optimizer import build_optimizer
 from .output_folder import OutputFolderStays
+from .peak_memory import PeakMemory
 from .preemption import Preemption
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,9 @@ class Trainer(DefaultTrainer):
             result.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         # A checkpoint says that all before it was done and written: what comes after it, an
         # evaluation for instance, would be lost where a run is killed right then.
+        device = next(self.model.parameters()).device
+        if device.type == "cuda":
+            result.append(PeakMemory(device))
         saving = [hook for hook in result if isinstance(hook, hooks.PeriodicCheckpointer)]
         others = [hook for hook in result if hook not in saving + writers]
         last = [Preemption(self.checkpointer)]
@@ -203,14 +207,14 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """As in :class:`DefaultTrainer`, in all processes with the buffers of the main one.
+        """As in :class:`DefaultTrainer`, in all processes with the model of the main one.
 
-        Those of batch normalisation differ between processes that train, and it is the main
-        one's that are saved.
+        The statistics of batch normalisation differ between processes that train, and it is the
+        main one's that are saved. What weights lack starts at random, in each process otherwise.
         """
         if comm.get_world_size() > 1:
-            for buffer in model.buffers():
-                distributed.broadcast(buffer, src=0)
+            for tensor in (*model.parameters(), *model.buffers()):
+                distributed.broadcast(tensor.detach(), src=0)
         return super().test(cfg, model, evaluators)
 
     @classmethod

@@ -4,6 +4,8 @@
 ``MODEL.BACKBONE.NAME`` may, too, for a head that needs no FPN.
 """
 
+from collections.abc import Collection
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, MViT, SwinTransformer
@@ -119,6 +121,17 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         return TimmBackbone(cfg.MODEL.TIMM.NAME, pretrained, input_shape.channels)
     except InputError as error:
         raise InputError(f"MODEL.TIMM.NAME {error}") from error
+
+
+def freeze_unread_norms(bottom_up: Backbone, in_features: Collection[str]) -> None:
+    """Freeze the norms that Swin and MViT have for each of their maps, where a map is not read.
+
+    Distributed training refuses parameters that may be trained and have no gradient.
+    """
+    for name in bottom_up.output_shape().keys() - set(in_features):
+        for norm in (f"norm{name.removeprefix('p')}", f"{name}_norm"):
+            if hasattr(bottom_up, norm):
+                getattr(bottom_up, norm).requires_grad_(False)
 
 
 def _check_nothing_is_frozen(cfg: CfgNode, builder: str) -> None:

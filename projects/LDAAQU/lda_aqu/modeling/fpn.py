@@ -13,6 +13,7 @@ from ..config import build_upsampler_from_config
 from ..errors import InputError, did_you_mean
 from ..random_seeds import aside
 from ..upsamplers import upsample_to
+from .bottom_up import freeze_unread_norms
 
 TOPOLOGIES = ("detectron2", "published")
 FUSE_TYPES = ("sum", "avg")
@@ -142,6 +143,7 @@ def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
             f"MODEL.FPN.IN_FEATURES {missing[0]!r}: MODEL.FPN.BOTTOM_UP {name} gives "
             f"{', '.join(bottom_up.output_shape())}"
         )
+    freeze_unread_norms(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
     return bottom_up
 
 

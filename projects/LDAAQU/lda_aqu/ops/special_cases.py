@@ -41,7 +41,7 @@ def attend(value: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
         raise InputError(f"sizes must be at least 2, got {input_size} and {output_size}")
     to_output = (_per_axis(output_size) - 1) / (_per_axis(input_size) - 1)
     regular = window(_pixels(output_size), round(num_points**0.5))
-    offsets = (positions * to_output - regular).to(value)
+    offsets = (positions * to_output.to(positions) - regular.to(positions)).to(value)
     weights = weights.to(value).clamp(min=torch.finfo(value.dtype).tiny)  # so that 0 has a log
     return local_deformable_attention(
         (num_points**0.5 * weights.log()).expand(n, -1, -1, -1),

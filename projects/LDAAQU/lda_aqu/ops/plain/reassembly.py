@@ -17,6 +17,8 @@ from ..layout import compute_dtype, split_channels
 
 CHUNK = 2**19
 """Output elements that are worked on at once: a few times as many fit into a CPU's cache."""
+GPU_CHUNK = 2**26
+"""The same on a GPU, which is kept waiting by small chunks: bounds the memory taken meanwhile."""
 
 
 def reassemble(x: Tensor, weights: Tensor) -> list[Tensor]:
@@ -184,8 +186,9 @@ class _Windows:
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of the channels of (N, C, Y, X), each of about CHUNK elements or a single channel."""
-    size = max(1, CHUNK // max(1, x[:, :1].numel()))
+    """Slices of the channels of (N, C, Y, X), each of about a chunk or of a single channel."""
+    chunk = CHUNK if x.device.type == "cpu" else GPU_CHUNK
+    size = max(1, chunk // max(1, x[:, :1].numel()))
     return (slice(start, start + size) for start in range(0, x.shape[1], size))
 
 
