@@ -41,6 +41,7 @@ def test_processes_that_cannot_run(monkeypatch, command, opts, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a GPU")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     with pytest.raises(InputError, match=message):
         check_processes_of(command, *opts)
 
