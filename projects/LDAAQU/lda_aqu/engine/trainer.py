@@ -124,9 +124,16 @@ class Trainer(DefaultTrainer):
             return super().train()
 
     def after_train(self) -> None:
-        """As in :class:`DefaultTrainer`; where no iteration was left, as after the last one."""
+        """As in :class:`DefaultTrainer`; where no iteration was left, as after the last one.
+
+        Where the last iteration failed, nothing is evaluated: the other processes may not have
+        failed, and would not take part.
+        """
         self.data_loader.close()
         self.iter = min(self.iter, self.max_iter)
+        if self.iter == self.max_iter - 1:
+            evaluating = (hooks.EvalHook, hooks.BestCheckpointer)
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, evaluating)]
         super().after_train()
 
     def build_hooks(self) -> list[HookBase]:
