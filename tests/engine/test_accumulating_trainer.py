@@ -112,3 +112,14 @@ def test_the_scale_is_in_the_checkpoint_and_may_be_missing_there():
     assert resumed.grad_scaler.get_scale() == 32768
     resumed.load_state_dict(trainer_of(4).state_dict())
     assert resumed.grad_scaler.get_scale() == 32768
+
+
+def test_a_loss_that_is_no_number_ends_the_step_at_its_batch():
+    """Whose images are then named: the batches that would follow are not drawn."""
+    trainer = trainer_of(2, accumulation_steps=3)
+    data = batches(samples(6), 2)
+    data[1][0][0] = torch.nan
+    trainer._data_loader_iter_obj = drawn = iter(data)
+    with pytest.raises(FloatingPointError, match="square is nan"):
+        train(trainer, 1)
+    assert len(list(drawn)) == 1

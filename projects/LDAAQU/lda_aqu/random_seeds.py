@@ -14,7 +14,7 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])
 
 
-def aside() -> AbstractContextManager[None]:
+def fork_cpu_rng() -> AbstractContextManager[None]:
     """Put torch's generator of the CPU back at the end, as if nothing had been drawn within.
 
     Networks make their upsamplers in it: with the same seed, all else in a model starts alike
@@ -27,7 +27,7 @@ def aside() -> AbstractContextManager[None]:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and torch (CPU), and put them back at the end."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with aside():
+    with fork_cpu_rng():
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too

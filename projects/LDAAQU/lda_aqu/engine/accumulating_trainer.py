@@ -67,11 +67,11 @@ class AccumulatingTrainer(SimpleTrainer):
                     batch_losses = self.model(batch)
                 shares = {n: loss / self.accumulation_steps for n, loss in batch_losses.items()}
                 self.grad_scaler.scale(sum(shares.values())).backward()
+            # Not before: a GPU that is waited for between the passes has nothing to do for a while.
+            check_finite(batch_losses)
             for name, loss in shares.items():
                 losses[name] += loss.detach()
         self.after_backward()
-        # Not before: a GPU that is waited for between the passes has nothing to do for a while.
-        check_finite(losses)
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()

@@ -65,7 +65,7 @@ def _import_upsamplers(contents: dict[str, dict[str, Any]]) -> None:
 
 
 def _device(name: str) -> str:
-    """The device to run on, chosen where ``name`` is "auto"."""
+    """The device to run on, chosen where ``name`` is "auto"; a numbered GPU is made the current."""
     has_gpu = torch.cuda.is_available()
     if name == "auto":
         chosen = "cuda" if has_gpu else "cpu"

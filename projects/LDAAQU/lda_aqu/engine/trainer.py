@@ -152,11 +152,11 @@ class Trainer(DefaultTrainer):
             result.append(best)
         if self.cfg.TEST.AUG.ENABLED:
             result.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
-        # A checkpoint says that all before it was done and written: what comes after it, an
-        # evaluation for instance, would be lost where a run is killed right then.
         device = next(self.model.parameters()).device
         if device.type == "cuda":
             result.append(PeakMemory(device))
+        # A checkpoint says that all before it was done and written: what comes after it, an
+        # evaluation for instance, would be lost where a run is killed right then.
         saving = [hook for hook in result if isinstance(hook, hooks.PeriodicCheckpointer)]
         others = [hook for hook in result if hook not in saving + writers]
         last = [Preemption(self.checkpointer)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError, did_you_mean
-from ..random_seeds import aside
+from ..random_seeds import fork_cpu_rng
 from ..upsamplers import upsample_to
 from .bottom_up import freeze_unread_norms
 
@@ -60,7 +60,7 @@ class UpsamplerFPN(FPN):
             self._add_extra_level(stage, in_channels, out_channels, norm)
             stages.append(stage)
             in_channels = out_channels
-        with aside():
+        with fork_cpu_rng():
             for stage in stages[:-1]:
                 self.add_module(f"fpn_upsample{stage}", make_upsampler())
         self._stages = tuple(stages)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
-from ..random_seeds import aside
+from ..random_seeds import fork_cpu_rng
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -45,7 +45,7 @@ class UpsamplerMaskRCNNConvHead(MaskRCNNConvUpsampleHead):
                 f"the number of channels, so set CONV_DIM to that of the input, "
                 f"{input_shape.channels}"
             )
-        with aside():
+        with fork_cpu_rng():
             upsampler = build_upsampler_from_config(
                 cfg,
                 "MODEL.ROI_MASK_HEAD.UPSAMPLER",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import build_upsampler_from_config
-from ..random_seeds import aside
+from ..random_seeds import fork_cpu_rng
 from ..upsamplers import Upsampler
 
 
@@ -43,7 +43,7 @@ class UpsamplerSemSegFPNHead(SemSegFPNHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape=input_shape, **kwargs)
-        with aside():
+        with fork_cpu_rng():
             for scale_head in self.scale_heads:
                 for index, layer in enumerate(scale_head):
                     if isinstance(layer, nn.Upsample):
@@ -91,7 +91,7 @@ def build_logits_upsampler(cfg: CfgNode) -> Upsampler:
         InputError: it cannot be built.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
-    with aside():
+    with fork_cpu_rng():
         return build_upsampler_from_config(
             cfg,
             "MODEL.SEM_SEG_HEAD.LOGITS_UPSAMPLER",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..config import build_upsampler_from_config
 from ..errors import InputError
-from ..random_seeds import aside
+from ..random_seeds import fork_cpu_rng
 from ..upsamplers import upsample_to
 from ..upsamplers.adaptive_pooling import AdaptiveAvgPool2d
 from .semantic_fpn import build_logits_upsampler, mean_cross_entropy
@@ -99,7 +99,7 @@ class UPerNetHead(nn.Module):
             _convolution(input_shape[aux_in_feature].channels, aux_channels, 3, norm),
             *_classifier(aux_channels, num_classes, dropout),
         )
-        with aside():
+        with fork_cpu_rng():
             self.upsamplers = nn.ModuleList(make_upsampler() for _ in finer)
             self.fusion_upsamplers = nn.ModuleList(
                 make_fusion_upsampler(stride / strides[0]) for stride in strides[1:]
