@@ -220,6 +220,19 @@ def test_forward_mode_and_jvp(name):
         torch.testing.assert_close(forward_ad.unpack_dual(module(*duals)).tangent, tangent)
 
 
+@pytest.mark.cpu
+def test_jvp_of_what_was_captured():
+    """In a compiled function, and of an exported program, whose graph has the fused operators."""
+    module = build("CARAFE")
+    (x,) = (x.detach() for x in inputs_of(module))
+    expected = jvp(module, (x,), (x,))
+    assert expected[1].any()
+    compiled = torch.compile(lambda x: jvp(module, (x,), (x,)), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(jvp(exported, (x,), (x,)), expected)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_vmap_and_jacrev(name):
     module = build(name).double()
