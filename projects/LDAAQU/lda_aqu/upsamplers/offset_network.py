@@ -91,5 +91,5 @@ class OffsetNetwork(nn.Sequential):
         # Half precision has no room for fractions of a pixel.
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         offsets = self.offset_range * predicted.tanh()
-        offsets = offsets.unflatten(0, (len(query), self.num_groups))
+        offsets = offsets.unflatten(0, (query.shape[0], self.num_groups))
         return offsets.unflatten(2, (predicted.shape[1] // 2, 2)), query
