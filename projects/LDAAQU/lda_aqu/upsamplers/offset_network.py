@@ -43,6 +43,10 @@ class OffsetNetwork(nn.Sequential):
         self.num_groups, self.offset_range, self.backend = num_groups, offset_range, backend
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the module, beside its layers."""
+        return f"num_groups={self.num_groups}, offset_range={self.offset_range}"
+
     def reset_parameters(self) -> None:
         """Set the initial values."""
         nn.init.xavier_uniform_(self[0].weight)
