@@ -26,7 +26,8 @@ def check_upsamplers_are_used(cfg: CfgNode, config_file: str, opts: list[str]) -
     """Raise InputError if an upsampler is named, or given options, and the model does not have it.
 
     A file, on which others may be based, may have keys of a part that the model has not, as of a
-    mask head where there are no masks, or that ``opts`` replace, and options of any upsampler.
+    mask head where there are no masks, or that ``opts`` replace, and options of any upsampler. One
+    that has the keys of all parts, such as the ``config.yaml`` that a run writes, names none.
 
     Args:
         cfg: a config whose model can be built.
@@ -35,6 +36,8 @@ def check_upsamplers_are_used(cfg: CfgNode, config_file: str, opts: list[str]) -
     """
     options = dict(config_items(CfgNode(read_options(opts))))
     file = dict(config_items(CfgNode(read_config_file(config_file)))) if config_file else {}
+    if _PARTS.keys() <= file.keys():
+        file = {}
     values = dict(config_items(cfg))
     for key, (part, name) in _PARTS.items():
         named = key in options or (key in file and part not in options and reads(cfg, part))
