@@ -243,10 +243,22 @@ class Trainer(DefaultTrainer):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's hook, which after a resume knows the best value of before."""
+    """Detectron2's hook, which after a resume knows the best value of before.
+
+    It is in the checkpoint, as of several evaluations between two records only the last is in the
+    metrics file; but one after the last iteration is in that file alone.
+    """
+
+    def state_dict(self) -> dict[str, tuple[float | None, int | None]]:
+        """The best value so far, and its iteration, by the name of the metric."""
+        return {self._val_metric: (self.best_metric, self.best_iter)}
+
+    def load_state_dict(self, state: dict[str, tuple[float | None, int | None]]) -> None:
+        """Go on from there, unless it is of another metric."""
+        self.best_metric, self.best_iter = state.get(self._val_metric, (None, None))
 
     def before_train(self) -> None:
-        """Read the best value so far from the metrics file of a run that is resumed."""
+        """Read what the metrics file of a run that is resumed has beyond that."""
         if self.trainer.start_iter == 0:
             return
         for record in read_metrics(self.trainer.cfg.OUTPUT_DIR):
