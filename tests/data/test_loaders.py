@@ -2,6 +2,7 @@ import itertools
 import multiprocessing
 import random
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +151,15 @@ def test_a_truncated_file_from_the_config(damaged):
     assert len(draw(loader, 4)) == 4 and loader.skipped > 0
     with pytest.raises(InputError, match=rf"dataset {damaged}: image file '.*/3\.png'"):
         list(EvaluationLoader(cfg, damaged))
+
+
+def test_an_image_without_a_header_is_skipped_where_no_annotations_say_its_size(damaged):
+    for record in DatasetCatalog.get(damaged):
+        del record["width"], record["height"]
+    Path(record["file_name"]).write_bytes(b"")
+    cfg = config(damaged, "DATALOADER.SKIP_UNREADABLE", True)
+    loader = build_train_loader(cfg, ImageMapper(cfg, is_train=True), 2)
+    assert len(draw(loader, 4)) == 4 and loader.skipped > 0
 
 
 @pytest.mark.parametrize("training", [True, False])

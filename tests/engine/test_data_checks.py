@@ -333,6 +333,15 @@ def test_damaged_label_file(glyphs, opts, form, damage, message):
         check(*opts, form=form)
 
 
+def test_an_unreadable_image_that_training_is_to_skip_needs_no_label_of_its_size(glyphs):
+    root, check = glyphs
+    (root / "train" / "000000000002.jpg").write_bytes(b"")
+    opts = (*SEGMENTOR, "DATASETS.TEST", "()")
+    check(*opts, "DATALOADER.SKIP_UNREADABLE", True, form="stuffonly")
+    with pytest.raises(InputError, match=r"000000000002\.jpg' cannot be read"):
+        check(*opts, form="stuffonly")
+
+
 @pytest.mark.parametrize("form", ["separated", "stuffonly"])
 def test_missing_label_file_is_named(glyphs, form):
     root, check = glyphs

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import InputError
 from ..random_seeds import derive_seed, seeded
 from .images import ImageMapper
-from .label_files import UNREADABLE, image_size
+from .label_files import UNREADABLE, UnreadableImageError, image_size
 from .records import Record, load_records
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,10 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper, total_batch_size: int) -> T
 def _is_landscape(record: Record) -> bool:
     if "width" in record:
         return record["width"] > record["height"]
-    width, height = image_size(record["file_name"])
+    try:
+        width, height = image_size(record["file_name"])
+    except UnreadableImageError:
+        return False  # when its turn comes, it is named, or another stands in for it
     return width > height
 
 

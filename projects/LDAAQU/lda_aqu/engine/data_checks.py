@@ -13,7 +13,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.images import is_deep
-from ..data.label_files import image_size, read_header, read_label
+from ..data.label_files import UnreadableImageError, image_size, read_header, read_label
 from ..data.loaders import EvaluationLoader
 from ..data.paths import datasets_root
 from ..data.records import Record, check_dataset_name, check_objects, load_records
@@ -170,7 +170,10 @@ def _check_semantic(
     # All are read, as a wrong one stops the training whenever its turn comes, which may be hours
     # later. It takes a core about 1.3 ms an image of 480 x 360.
     def check(record: Record) -> None:
-        size = image_size(record["file_name"])
+        try:
+            size = image_size(record["file_name"])
+        except UnreadableImageError:
+            return  # nor is it trained on: see _check_images, which has let it pass
         read_label(record["sem_seg_file_name"], size, range(head.NUM_CLASSES), ignored)
 
     check_each(
