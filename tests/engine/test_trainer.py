@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from lda_aqu.engine import Trainer, load_config
@@ -165,6 +166,15 @@ def test_values_given_on_resume_hold_and_are_named(tiny_config, tmp_path, schedu
     caplog.clear()
     trainer_of().resume_or_load()
     assert " was " not in caplog.text
+
+
+def test_machines_that_do_not_share_the_folder_of_the_checkpoints_do_not_resume(
+    tiny_config, monkeypatch
+):
+    trainer = Trainer(load_config(str(tiny_config), []))
+    monkeypatch.setattr(comm, "all_gather", lambda value: [20, value])
+    with pytest.raises(InputError, match=r"iterations 20, 0: OUTPUT_DIR .* all machines share"):
+        trainer.resume_or_load()
 
 
 def test_adamw_trains_and_resumes_with_the_groups_of_sgd(tiny_config):

@@ -18,7 +18,7 @@ from torch import distributed, nn
 from ..data.images import ImageMapper
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
-from ..errors import mistake_in, shorten
+from ..errors import InputError, mistake_in, shorten
 from ..evaluation import build_evaluator, primary_metric
 from ..modeling import augmented
 from .accumulating_trainer import AccumulatingTrainer
@@ -74,11 +74,20 @@ class Trainer(DefaultTrainer):
         """As in :class:`DefaultTrainer`, with the values of the config that is given now.
 
         ``metrics.json`` is cut back to the checkpoint resumed.
+
+        Raises:
+            InputError: see :class:`Checkpointer`; or not all processes have found the checkpoint.
         """
         groups = self.optimizer.param_groups
         options = [{key: group[key] for key in group if key != "params"} for group in groups]
         schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise InputError(
+                f"the processes would go on at the iterations {', '.join(map(str, starts))}: "
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} must be a folder that all machines share"
+            )
         if self.start_iter == 0:
             return
         changes = self._exact_resume.changes
