@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.engine import TrainerBase
+from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -135,6 +135,15 @@ def test_recipe_is_scaled_to_the_number_of_processes(tiny_config):
     assert trainer.max_iter == 8
     assert trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.005)
     assert len(next(iter(trainer.data_loader))) == 2
+
+
+def test_a_trainer_with_a_loader_that_does_not_resume_is_refused(tiny_config):
+    class WithAnotherLoader(Trainer):
+        build_train_loader = DefaultTrainer.build_train_loader
+
+    message = r"build_train_loader must return what lda_aqu\.data\.loaders\.build_train_loader\("
+    with pytest.raises(TypeError, match=message):
+        WithAnotherLoader(load_config(str(tiny_config), []))
 
 
 @pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupPolyLR"])

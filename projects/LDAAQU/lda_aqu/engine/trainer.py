@@ -42,6 +42,9 @@ class Trainer(DefaultTrainer):
 
     The evaluator follows from the ``evaluator_type`` of each test dataset; the checkpoint with the
     best primary metric is kept as ``model_best.pth``.
+
+    Raises:
+        TypeError: a subclass has training data that no checkpoint can hold the position in.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -51,6 +54,12 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        if not isinstance(data_loader, TrainLoader):
+            raise TypeError(
+                "build_train_loader must return what lda_aqu.data.loaders.build_train_loader(cfg, "
+                "mapper, total_batch_size) does, so that a run can be resumed, not a "
+                f"{type(data_loader).__name__}"
+            )
         # Each process has a GPU of its own, or shares the CPU, which has no number.
         devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         self._trainer = AccumulatingTrainer(
