@@ -500,6 +500,12 @@ def test_dataset_without_the_labels_of_the_model(glyphs, own):
             own[1]("MODEL.META_ARCHITECTURE", architecture)
 
 
+def test_nothing_to_evaluate_on(glyphs):
+    _, check = glyphs
+    with pytest.raises(InputError, match="DATASETS.TEST is empty: name a dataset to evaluate on"):
+        check(*SEGMENTOR, "DATASETS.TEST", "()", train=False)
+
+
 def test_dataset_that_cannot_evaluate_the_model(glyphs):
     with pytest.raises(InputError, match=r"\(evaluator_type 'sem_seg'\) cannot evaluate"):
         glyphs[1](*MASK_RCNN, form="stuffonly", train=False)

@@ -36,13 +36,14 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
 
     Args:
         cfg: the run's config.
-        train: check ``DATASETS.TRAIN`` as well as ``DATASETS.TEST``.
+        train: check ``DATASETS.TRAIN`` as well as ``DATASETS.TEST``, which then may be empty.
 
     Raises:
         InputError: names the dataset, the file or the key, and what to set.
     """
-    if train and not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
+    key, purpose = ("TRAIN", "train on") if train else ("TEST", "evaluate on")
+    if not cfg.DATASETS[key]:
+        raise InputError(f"DATASETS.{key} is empty: name a dataset to {purpose}")
     classes: Classes = {}
     if train:
         records = []
@@ -63,12 +64,10 @@ def first_test_images(cfg: CfgNode, limit: int) -> EvaluationLoader:
     """A loader of the first ``limit`` images of the first test dataset, after its checks.
 
     Raises:
-        InputError: ``limit`` is below 1, there is no test dataset, or see :func:`check_datasets`.
+        InputError: ``limit`` is below 1, or see :func:`check_datasets`.
     """
     if limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1")
-    if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty: name a dataset whose images to take")
     check_datasets(cfg, train=False)
     return EvaluationLoader(cfg, cfg.DATASETS.TEST[0], limit)
 
