@@ -200,6 +200,7 @@ def test_models(tiny_config, known_keys):
 
         outcomes[attempt(build)] += 1
     report("models", outcomes)
+    assert outcomes["refused"]
 
 
 @pytest.mark.parametrize(
