@@ -19,12 +19,13 @@ def metrics(folder) -> list[dict]:
 
 
 def test_train_then_evaluate(tiny_config, tmp_path):
-    augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 64)")
+    augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,)")
     trained = run(tiny_config, "TEST.EVAL_PERIOD", 2, *augmentation)
     assert trained.returncode == 0, trained.stderr[-2000:]
     output = tmp_path / "output"
     present = {path.name for path in output.iterdir()}
     assert present >= {"model_final.pth", "config.yaml", "metrics.json", "last_checkpoint"}
+    assert "model_best.pth" in present
     assert any(name.startswith("events.out.tfevents") for name in present)
     last = metrics(output)[-1]
     names = {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
