@@ -74,7 +74,7 @@ def test_sizes_and_a_training_step_that_reaches_every_upsampler(page, name):
     assert loss(model, name).isfinite()
 
 
-@pytest.mark.parametrize("name", ["yolo", "guided", "fpn"])
+@pytest.mark.parametrize("name", ["yolo", "guided", pytest.param("fpn", marks=pytest.mark.slow)])
 def test_torch_export_with_dynamic_sizes(page, name):
     model = page[name].eval()
     height, width = (torch.export.Dim(axis, min=2, max=16) for axis in "hw")

@@ -4,11 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+import torch
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_MASK_HEAD_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
-from lda_aqu import UPSAMPLER_REGISTRY
+from lda_aqu import LDAAQU, UPSAMPLER_REGISTRY
 from lda_aqu.engine import load_config
 from paths import ROOT
+from torch import nn
+from torchvision.models import detection
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "tools").glob("*.sh"))
@@ -42,6 +48,43 @@ def test_the_table_of_keys_is_complete_and_its_defaults_are_right():
 def test_every_upsampler_is_named():
     text = (ROOT / "docs/upsamplers.md").read_text()
     assert all(f"`{name}`" in text for name in UPSAMPLER_REGISTRY)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    def detector(weights: str) -> FasterRCNN:  # a smaller one, and nothing is downloaded
+        assert weights == "DEFAULT"
+        return FasterRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None), 2)
+
+    monkeypatch.setattr(detection, "fasterrcnn_resnet50_fpn", detector)
+    monkeypatch.chdir(tmp_path)
+    config, *_ = blocks("README.md", "yaml")
+    Path("your_config.yaml").write_text(config)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2))
+    names = {"x": torch.randn(1, 256, 3, 4), "model": model}
+    for block in blocks("README.md", "python"):
+        exec(block, names)
+    assert names["y"].shape == (1, 256, 200, 333)
+    assert isinstance(model[1], LDAAQU)
+    assert isinstance(names["detector"].backbone.fpn.upsamplers[0], LDAAQU)
+    cfg = names["cfg"]
+    assert cfg.MODEL.BACKBONE.NAME in BACKBONE_REGISTRY
+    assert cfg.MODEL.SEM_SEG_HEAD.NAME in SEM_SEG_HEADS_REGISTRY
+    assert cfg.MODEL.ROI_MASK_HEAD.NAME in ROI_MASK_HEAD_REGISTRY
+
+
+def test_a_lazy_config_of_detectron2_with_another_pyramid():
+    (block,) = blocks("docs/configs.md", "python")
+    names: dict = {}
+    exec(block, names)
+    backbone = instantiate(names["model"].backbone)
+    assert backbone(torch.zeros(1, 3, 64, 64))["p2"].shape == (1, 256, 16, 16)
+    upsamplers = [module for module in backbone.modules() if isinstance(module, LDAAQU)]
+    assert [u.proj_q.out_channels for u in upsamplers] == [256 // 16] * 3
 
 
 def anchors(page: Path) -> set[str]:

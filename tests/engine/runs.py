@@ -64,9 +64,7 @@ def assert_saved_by_sigterm(config: Path, output: Path) -> None:
     printed = log(config)
     (iteration,) = set(re.findall("SIGTERM: saved after iteration ([0-9]+)", printed))
     saved = sorted(path.name for path in output.glob("*.pth"))
-    assert (
-        saved[-1] == f"model_{int(iteration):07d}.pth" == (output / "last_checkpoint").read_text()
-    )
+    assert saved[-1] == (output / "last_checkpoint").read_text() == f"model_{iteration:0>7}.pth"
     assert "Traceback" not in printed
 
 
