@@ -178,7 +178,7 @@ def saved(folder: Path) -> dict[str, object]:
     found = {}
     for path in folder.rglob("*"):
         if path.suffix == ".png":
-            found[path.name] = np.array(Image.open(path)).tolist()
+            found[path.name] = np.array(Image.open(path)).tobytes()
         elif path.suffix == ".json":
             content = json.loads(path.read_text())
             entries = content["annotations"] if isinstance(content, dict) else content
