@@ -69,7 +69,7 @@ def check(cfg: CfgNode, args: Namespace) -> None:
     if not args.eval_only:
         check_solver(cfg, processes.total)
     if processes.local_rank == 0:
-        check_weights(cfg)
+        check_weights(cfg, resume=args.resume)
         check_model(cfg)
         check_upsamplers_are_used(cfg, args.config_file, args.opts)
         check_datasets(cfg, train=not args.eval_only)

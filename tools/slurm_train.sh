@@ -28,6 +28,8 @@ requeue() {
 trap requeue USR1
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# The run may be evaluating, which ends first: torchrun is to wait for longer than 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
 # One torchrun a node starts a process for each GPU; where there are none, one process.
 srun torchrun \
     --nnodes "$SLURM_NNODES" \

@@ -1,6 +1,8 @@
 import itertools
 import multiprocessing
 import random
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +151,32 @@ def test_a_truncated_file_from_the_config(damaged):
     assert len(draw(loader, 4)) == 4 and loader.skipped > 0
     with pytest.raises(InputError, match=rf"dataset {damaged}: image file '.*/3\.png'"):
         list(EvaluationLoader(cfg, damaged))
+
+
+def test_an_image_without_a_header_is_skipped_where_no_annotations_say_its_size(damaged):
+    for record in DatasetCatalog.get(damaged):
+        del record["width"], record["height"]
+    Path(record["file_name"]).write_bytes(b"")
+    cfg = config(damaged, "DATALOADER.SKIP_UNREADABLE", True)
+    loader = build_train_loader(cfg, ImageMapper(cfg, is_train=True), 2)
+    assert len(draw(loader, 4)) == 4 and loader.skipped > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_workers_outlive_the_sigterm_to_all_processes_of_a_job(tiny_config, training):
+    """So that an iteration, or an evaluation, ends; but not that of their own."""
+    cfg = load_config(str(tiny_config), ["DATALOADER.NUM_WORKERS", "1"])
+    mapper = ImageMapper(cfg, is_train=True)
+    loader = build_train_loader(cfg, mapper, 1) if training else EvaluationLoader(cfg, "tiny")
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(itertools.islice(batches, 5))) == 5
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(9)
+    assert not worker.is_alive()
 
 
 def test_annotations_that_are_gone_before_an_evaluation_are_named(tmp_path):

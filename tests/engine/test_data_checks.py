@@ -338,6 +338,15 @@ def test_damaged_label_file_of_a_semantic_model(glyphs, form):
         check(*SEGMENTOR, form=form)
 
 
+def test_an_unreadable_image_that_training_is_to_skip_needs_no_label_of_its_size(glyphs):
+    root, check = glyphs
+    (root / "train" / "000000000002.jpg").write_bytes(b"")
+    opts = (*SEGMENTOR, "DATASETS.TEST", "()")
+    check(*opts, "DATALOADER.SKIP_UNREADABLE", True, form="stuffonly")
+    with pytest.raises(InputError, match=r"000000000002\.jpg' cannot be read"):
+        check(*opts, form="stuffonly")
+
+
 @pytest.mark.parametrize("form", ["separated", "stuffonly"])
 def test_missing_label_file_is_named(glyphs, form):
     root, check = glyphs
@@ -494,6 +503,12 @@ def test_dataset_without_the_labels_of_the_model(glyphs, own):
     for architecture in ("SemanticSegmentor", "PanopticFPN"):
         with pytest.raises(InputError, match=f"no semantic labels, which {architecture} needs"):
             own[1]("MODEL.META_ARCHITECTURE", architecture)
+
+
+def test_nothing_to_evaluate_on(glyphs):
+    _, check = glyphs
+    with pytest.raises(InputError, match="DATASETS.TEST is empty: name a dataset to evaluate on"):
+        check(*SEGMENTOR, "DATASETS.TEST", "()", train=False)
 
 
 def test_dataset_that_cannot_evaluate_the_model(glyphs):

@@ -3,9 +3,14 @@
 import random
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import runs
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from lda_aqu.engine import load_config
+from lda_aqu.engine.exact_resume import ExactResume
 
 # The images are flipped and scaled at random.
 OPTS = (
@@ -45,6 +50,20 @@ def test_killed_and_resumed(tiny_config, tmp_path, iterations, more):
     assert runs.finish(tiny_config, *opts, resume=True) == 0, runs.log(tiny_config)
     assert re.search(r"Resuming at iteration [123]?[05]$", runs.log(tiny_config), re.MULTILINE)
     runs.assert_same(resumed, whole)
+
+
+def test_each_process_goes_on_with_what_it_divided_losses_by(monkeypatch):
+    hook = ExactResume(load_config("", ["MODEL.DEVICE", "cpu"]))
+    model = SimpleNamespace(loss_normalizer=90.0)
+    loader, storage = SimpleNamespace(batches_drawn=1), EventStorage(0)
+    hook.trainer = SimpleNamespace(model=model, data_loader=loader, storage=storage, iter=0)
+    monkeypatch.setattr(comm, "all_gather", lambda value: [value, 70.0])
+    hook.after_step()
+    state = hook.state_dict()
+    for rank, normalizer in enumerate((90.0, 70.0, 90.0)):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        hook.load_state_dict(state)
+        assert model.loss_normalizer == normalizer
 
 
 def test_sigterm_saves_and_another_number_of_workers_goes_on(tiny_config, tmp_path):

@@ -92,3 +92,15 @@ def test_weights(tmp_path, caplog):
     check_weights(load_config("", ["MODEL.WEIGHTS", "detectron2://ImageNetPretrained/R-50.pkl"]))
     with pytest.raises(InputError, match=r"MODEL\.WEIGHTS '.*none\.pth' does not exist"):
         check_weights(load_config("", ["MODEL.WEIGHTS", str(tmp_path / "none.pth")]))
+
+
+def test_weights_are_not_needed_where_a_run_goes_on_from_its_checkpoint(tmp_path, caplog):
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS"]
+    with pytest.raises(InputError, match="does not exist"):
+        check_weights(load_config("", [*opts, "none.pth"]), resume=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    for weights in ("none.pth", ""):
+        check_weights(load_config("", [*opts, weights]), resume=True)
+    assert "random weights" not in caplog.text
+    with pytest.raises(InputError, match="does not exist"):
+        check_weights(load_config("", [*opts, "none.pth"]))

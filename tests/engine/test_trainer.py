@@ -1,25 +1,64 @@
 import re
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from lda_aqu.engine import Trainer, load_config
 from lda_aqu.engine.trainer import BestCheckpointer
 from lda_aqu.errors import InputError
 from PIL import Image
 
 
-def test_best_value_is_known_after_a_resume(tmp_path):
-    lines = (f'{{"iteration": {i}, "segm/AP": {-i % 70}.0}}\n' for i in (19, 39, 69, 99))
-    (tmp_path / "metrics.json").write_text("".join(lines))
-    hook = BestCheckpointer(20, checkpointer=None, val_metric="segm/AP")
-    hook.trainer = SimpleNamespace(start_iter=100, cfg=SimpleNamespace(OUTPUT_DIR=str(tmp_path)))
+def best_checkpointer(output: Path, **state) -> tuple[BestCheckpointer, TrainerBase]:
+    """With the trainer that it is a hook of, which is resumed from a state where one is given."""
+    trainer = TrainerBase()
+    hook = BestCheckpointer(10, checkpointer=Mock(), val_metric="segm/AP")
+    trainer.register_hooks([hook])
+    trainer.cfg = SimpleNamespace(OUTPUT_DIR=str(output))
+    trainer.max_iter, trainer.start_iter = 200, 0
+    if state:
+        trainer.load_state_dict(state)
+        trainer.start_iter = trainer.iter + 1
     hook.before_train()
-    assert (hook.best_metric, hook.best_iter) == (51.0, 19)
+    return hook, trainer
+
+
+def evaluate(trainer: TrainerBase, iteration: int, value: float) -> None:
+    trainer.iter = iteration
+    with EventStorage(iteration) as trainer.storage:
+        trainer.storage.put_scalar("segm/AP", value)
+        trainer.after_step()
+
+
+def test_a_worse_model_than_before_a_resume_is_not_the_best(tmp_path):
+    """Nor than one that was evaluated between two records of the metrics."""
+    _, trainer = best_checkpointer(tmp_path)
+    evaluate(trainer, 29, 60.0)
+    evaluate(trainer, 39, 50.0)
+    (tmp_path / "metrics.json").write_text('{"iteration": 39, "segm/AP": 50.0}\n')
+    evaluate(trainer, 49, 55.0)
+    resumed, trainer = best_checkpointer(tmp_path, **trainer.state_dict())
+    assert (resumed.best_metric, resumed.best_iter) == (60.0, 29)
+    evaluate(trainer, 59, 59.0)
+    assert not resumed._checkpointer.save.called
+    evaluate(trainer, 69, 61.0)
+    assert resumed._checkpointer.save.call_count == 1
+
+
+def test_the_best_value_of_the_evaluation_after_a_run_that_is_prolonged(tmp_path):
+    lines = (f'{{"iteration": {i}, "segm/AP": {value}.0}}\n' for i, value in ((39, 50), (100, 60)))
+    (tmp_path / "metrics.json").write_text("".join(lines))
+    resumed, _ = best_checkpointer(tmp_path, iteration=99)
+    assert (resumed.best_metric, resumed.best_iter) == (60.0, 100)
 
 
 @pytest.fixture
@@ -105,6 +144,15 @@ def test_recipe_is_scaled_to_the_number_of_processes(tiny_config):
     assert len(next(iter(trainer.data_loader))) == 2
 
 
+def test_a_trainer_with_a_loader_that_does_not_resume_is_refused(tiny_config):
+    class WithAnotherLoader(Trainer):
+        build_train_loader = DefaultTrainer.build_train_loader
+
+    message = r"build_train_loader must return what lda_aqu\.data\.loaders\.build_train_loader\("
+    with pytest.raises(TypeError, match=message):
+        WithAnotherLoader(load_config(str(tiny_config), []))
+
+
 @pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupPolyLR"])
 def test_values_given_on_resume_hold_and_are_named(tiny_config, tmp_path, schedule, caplog):
     def trainer_of(*opts: str) -> Trainer:
@@ -134,6 +182,15 @@ def test_values_given_on_resume_hold_and_are_named(tiny_config, tmp_path, schedu
     caplog.clear()
     trainer_of().resume_or_load()
     assert " was " not in caplog.text
+
+
+def test_machines_that_do_not_share_the_folder_of_the_checkpoints_do_not_resume(
+    tiny_config, monkeypatch
+):
+    trainer = Trainer(load_config(str(tiny_config), []))
+    monkeypatch.setattr(comm, "all_gather", lambda value: [20, value])
+    with pytest.raises(InputError, match=r"iterations 20, 0: OUTPUT_DIR .* all machines share"):
+        trainer.resume_or_load()
 
 
 def test_adamw_trains_and_resumes_with_the_groups_of_sgd(tiny_config):

@@ -59,3 +59,11 @@ def test_a_part_that_uses_no_upsampler_in_a_file(tmp_path, masks):
 )
 def test_what_has_an_effect(opts):
     check(MASK_RCNN, *opts)
+
+
+@pytest.mark.parametrize("recipe", sorted(SMALL.glob("[!B]*.yaml")), ids=lambda path: path.stem)
+def test_the_config_that_a_run_of_a_recipe_writes(recipe, tmp_path):
+    """It has all keys, of parts that the model does not have as well."""
+    written = tmp_path / "config.yaml"
+    written.write_text(load_config(str(recipe), ["MODEL.DEVICE", "cpu"]).dump())
+    check(written)

@@ -198,6 +198,13 @@ def test_seeds_that_are_none(text):
         ({"upsamplers": ("CARAFE", "LDAAQU")}, "--baseline 'Nearest': not among CARAFE, LDAAQU"),
         ({"keys": ("MODEL.FPN.UPSAMPLERS",)}, "MODEL.FPN.UPSAMPLERS"),
         ({"keys": ("MODEL.SEM_SEG_HEAD.UPSAMPLER",)}, "does not use it"),
+        (
+            {"opts": ("MODEL.LDA_AQU.OFFSET_RANGE", "5")},
+            "Nearest: MODEL.LDA_AQU.OFFSET_RANGE has no effect: it is no option of the model's "
+            "upsamplers, Nearest; give those of an upsampler that is compared with its "
+            "name, as LDAAQU:offset_range=5",
+        ),
+        ({"opts": ("MODEL.SEM_SEG_HEAD.UPSAMPLER", "CARAFE")}, "'CARAFE' has no effect"),
         ({"opts": ("DATASETS.TEST", "()")}, "DATASETS.TEST is empty"),
         ({"opts": ("MODEL.WEIGHTS", "none.pth")}, "'none.pth' does not exist"),
         (

@@ -6,8 +6,10 @@ Both name an image that cannot be read.
 
 import itertools
 import logging
+import os
 import random
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -27,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import InputError
 from ..random_seeds import derive_seed, seeded
 from .images import ImageMapper
-from .label_files import UNREADABLE, image_size
+from .label_files import UNREADABLE, UnreadableImageError, image_size
 from .records import Record, load_records
 
 logger = logging.getLogger(__name__)
@@ -184,7 +186,7 @@ class TrainLoader:
                     self.skipped += 1
                     logger.warning("Skipped, %d so far: %s", self.skipped, error)
                 if isinstance(draw.content, InputError):
-                    self.close()  # workers that still run would keep the process from ending
+                    self.close()  # whoever keeps the error keeps this loader, too
                     raise draw.content
             batch = [draw.content for draw in draws]
             self.batches_drawn += 1
@@ -199,18 +201,25 @@ class TrainLoader:
             ),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=_obey_parent_alone,
             # Otherwise it would draw from torch's global generator, after a resume once more.
             generator=torch.Generator(),
         )
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """Let a worker outlive a SIGTERM to all processes of a job, so that the iteration ends.
+def _obey_parent_alone(worker: int) -> None:
+    """Let a worker outlive a SIGTERM to all processes of a job: an iteration or evaluation ends.
 
-    It is closed with its loader, or ends when the training's process has.
+    The process that has started it ends it with a SIGTERM, as Python does at its own end.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def build_train_loader(cfg: CfgNode, mapper: Mapper, total_batch_size: int) -> TrainLoader:
@@ -246,7 +255,10 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper, total_batch_size: int) -> T
 def _is_landscape(record: Record) -> bool:
     if "width" in record:
         return record["width"] > record["height"]
-    width, height = image_size(record["file_name"])
+    try:
+        width, height = image_size(record["file_name"])
+    except UnreadableImageError:
+        return False  # when its turn comes, it is named, or another stands in for it
     return width > height
 
 
@@ -265,6 +277,7 @@ class EvaluationLoader:
             mapper=NamingMapper(ImageMapper(cfg, is_train=False), dataset_name),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        self._loader.worker_init_fn = _obey_parent_alone  # for which Detectron2 has no argument
 
     def __len__(self) -> int:
         return len(self._loader)

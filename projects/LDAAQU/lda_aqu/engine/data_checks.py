@@ -13,7 +13,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from ..data.check_each import SECONDS, check_each
 from ..data.coco_annotations import check_coco_annotations
 from ..data.images import is_deep
-from ..data.label_files import image_size, read_header, read_label
+from ..data.label_files import UnreadableImageError, image_size, read_header, read_label
 from ..data.loaders import EvaluationLoader
 from ..data.paths import datasets_root
 from ..data.records import Record, check_dataset_name, check_objects, load_records
@@ -36,13 +36,14 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
 
     Args:
         cfg: the run's config.
-        train: check ``DATASETS.TRAIN`` as well as ``DATASETS.TEST``.
+        train: check ``DATASETS.TRAIN`` as well as ``DATASETS.TEST``, which then may be empty.
 
     Raises:
         InputError: names the dataset, the file or the key, and what to set.
     """
-    if train and not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
+    key, purpose = ("TRAIN", "train on") if train else ("TEST", "evaluate on")
+    if not cfg.DATASETS[key]:
+        raise InputError(f"DATASETS.{key} is empty: name a dataset to {purpose}")
     classes: Classes = {}
     if train:
         records = []
@@ -63,12 +64,10 @@ def first_test_images(cfg: CfgNode, limit: int) -> EvaluationLoader:
     """A loader of the first ``limit`` images of the first test dataset, after its checks.
 
     Raises:
-        InputError: ``limit`` is below 1, there is no test dataset, or see :func:`check_datasets`.
+        InputError: ``limit`` is below 1, or see :func:`check_datasets`.
     """
     if limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1")
-    if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty: name a dataset whose images to take")
     check_datasets(cfg, train=False)
     return EvaluationLoader(cfg, cfg.DATASETS.TEST[0], limit)
 
@@ -170,7 +169,10 @@ def _check_semantic(
     # All are read, as a wrong one stops the training whenever its turn comes, which may be hours
     # later. It takes a core about 1.3 ms an image of 480 x 360.
     def check(record: Record) -> None:
-        size = image_size(record["file_name"])
+        try:
+            size = image_size(record["file_name"])
+        except UnreadableImageError:
+            return  # nor is it trained on: see _check_images, which has let it pass
         read_label(record["sem_seg_file_name"], size, range(head.NUM_CLASSES), ignored)
 
     check_each(

@@ -39,6 +39,7 @@ class ExactResume(HookBase):
         self._seed = cfg.SEED
         self.changes: dict[str, tuple[Any, Any]] = {}
         self._scalars: dict[str, dict[str, Any]] = {}
+        self._normalizers: list[float] = []
 
     def before_train(self) -> None:
         """Put the metrics of before the interruption back."""
@@ -54,6 +55,11 @@ class ExactResume(HookBase):
         """Seed the iteration."""
         if self._seed >= 0:
             seed_all_rng(derive_seed(self._seed, comm.get_rank(), self.trainer.iter))
+
+    def after_step(self) -> None:
+        """Gather what each process divides its losses by: the main one alone saves."""
+        if hasattr(self._model, NORMALIZER):
+            self._normalizers = comm.all_gather(getattr(self._model, NORMALIZER))
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, and the metrics."""
@@ -71,7 +77,7 @@ class ExactResume(HookBase):
         }
         return {
             "batches_drawn": self.trainer.data_loader.batches_drawn,
-            "loss_normalizer": getattr(self._model, NORMALIZER, None),
+            "loss_normalizers": self._normalizers,
             "scalars": scalars,
             "config": self._cfg.dump(),
         }
@@ -84,8 +90,9 @@ class ExactResume(HookBase):
         """
         self.trainer.data_loader.batches_drawn = state["batches_drawn"]
         self._scalars = state["scalars"]
-        if state.get("loss_normalizer") is not None:
-            setattr(self._model, NORMALIZER, state["loss_normalizer"])
+        normalizers = state.get("loss_normalizers")
+        if normalizers:  # of as many processes as there were
+            setattr(self._model, NORMALIZER, normalizers[comm.get_rank() % len(normalizers)])
         # Through YAML, so that tuples and lists compare alike.
         now, then = (
             dict(config_items(CfgNode(yaml.safe_load(text))))

@@ -123,12 +123,18 @@ def build_on_cpu(cfg: CfgNode) -> nn.Module:
     return build_model(cfg)
 
 
-def check_weights(cfg: CfgNode) -> None:
+def check_weights(cfg: CfgNode, *, resume: bool = False) -> None:
     """Raise InputError if ``MODEL.WEIGHTS`` is a local file that does not exist.
 
     Whether they fit the model is seen when :class:`~lda_aqu.engine.Checkpointer` loads them.
+
+    Args:
+        cfg: the run's config.
+        resume: where ``OUTPUT_DIR`` has a last checkpoint, that is loaded instead.
     """
     weights = cfg.MODEL.WEIGHTS
+    if resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: the model starts from random weights")
     elif urlparse(weights).scheme == "" and not os.path.isfile(weights.partition("?")[0]):

@@ -18,7 +18,7 @@ from torch import distributed, nn
 from ..data.images import ImageMapper
 from ..data.loaders import EvaluationLoader, TrainLoader, build_train_loader
 from ..data.semantic_augmentation import build_semantic_augmentation
-from ..errors import mistake_in, shorten
+from ..errors import InputError, mistake_in, shorten
 from ..evaluation import build_evaluator, primary_metric
 from ..modeling import augmented
 from .accumulating_trainer import AccumulatingTrainer
@@ -42,6 +42,9 @@ class Trainer(DefaultTrainer):
 
     The evaluator follows from the ``evaluator_type`` of each test dataset; the checkpoint with the
     best primary metric is kept as ``model_best.pth``.
+
+    Raises:
+        TypeError: a subclass has training data that no checkpoint can hold the position in.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -51,6 +54,12 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        if not isinstance(data_loader, TrainLoader):
+            raise TypeError(
+                "build_train_loader must return what lda_aqu.data.loaders.build_train_loader(cfg, "
+                "mapper, total_batch_size) does, so that a run can be resumed, not a "
+                f"{type(data_loader).__name__}"
+            )
         # Each process has a GPU of its own, or shares the CPU, which has no number.
         devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         self._trainer = AccumulatingTrainer(
@@ -74,11 +83,20 @@ class Trainer(DefaultTrainer):
         """As in :class:`DefaultTrainer`, with the values of the config that is given now.
 
         ``metrics.json`` is cut back to the checkpoint resumed.
+
+        Raises:
+            InputError: see :class:`Checkpointer`; or not all processes have found the checkpoint.
         """
         groups = self.optimizer.param_groups
         options = [{key: group[key] for key in group if key != "params"} for group in groups]
         schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise InputError(
+                f"the processes would go on at the iterations {', '.join(map(str, starts))}: "
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR!r} must be a folder that all machines share"
+            )
         if self.start_iter == 0:
             return
         changes = self._exact_resume.changes
@@ -243,10 +261,22 @@ class Trainer(DefaultTrainer):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's hook, which after a resume knows the best value of before."""
+    """Detectron2's hook, which after a resume knows the best value of before.
+
+    It is in the checkpoint, as of several evaluations between two records only the last is in the
+    metrics file; but one after the last iteration is in that file alone.
+    """
+
+    def state_dict(self) -> dict[str, tuple[float | None, int | None]]:
+        """The best value so far, and its iteration, by the name of the metric."""
+        return {self._val_metric: (self.best_metric, self.best_iter)}
+
+    def load_state_dict(self, state: dict[str, tuple[float | None, int | None]]) -> None:
+        """Go on from there, unless it is of another metric."""
+        self.best_metric, self.best_iter = state.get(self._val_metric, (None, None))
 
     def before_train(self) -> None:
-        """Read the best value so far from the metrics file of a run that is resumed."""
+        """Read what the metrics file of a run that is resumed has beyond that."""
         if self.trainer.start_iter == 0:
             return
         for record in read_metrics(self.trainer.cfg.OUTPUT_DIR):

@@ -25,8 +25,18 @@ _NO_NAME = "no such name"
 def check_upsamplers_are_used(cfg: CfgNode, config_file: str, opts: list[str]) -> None:
     """Raise InputError if an upsampler is named, or given options, and the model does not have it.
 
+    See :func:`check_names_are_used` and :func:`check_options_are_used`.
+    """
+    check_names_are_used(cfg, config_file, opts)
+    check_options_are_used(cfg, opts)
+
+
+def check_names_are_used(cfg: CfgNode, config_file: str, opts: list[str]) -> None:
+    """Raise InputError if an upsampler is named for a part that the model does not have.
+
     A file, on which others may be based, may have keys of a part that the model has not, as of a
-    mask head where there are no masks, or that ``opts`` replace, and options of any upsampler.
+    mask head where there are no masks, or that ``opts`` replace. One that has the keys of all
+    parts, such as the ``config.yaml`` that a run writes, names none.
 
     Args:
         cfg: a config whose model can be built.
@@ -35,6 +45,8 @@ def check_upsamplers_are_used(cfg: CfgNode, config_file: str, opts: list[str]) -
     """
     options = dict(config_items(CfgNode(read_options(opts))))
     file = dict(config_items(CfgNode(read_config_file(config_file)))) if config_file else {}
+    if _PARTS.keys() <= file.keys():
+        file = {}
     values = dict(config_items(cfg))
     for key, (part, name) in _PARTS.items():
         named = key in options or (key in file and part not in options and reads(cfg, part))
@@ -43,8 +55,15 @@ def check_upsamplers_are_used(cfg: CfgNode, config_file: str, opts: list[str]) -
                 f"{key} {values[key]!r} has no effect: the model has no part that uses it, with "
                 f"{part} {values[part]!r}; what does is {name}"
             )
+
+
+def check_options_are_used(cfg: CfgNode, opts: list[str]) -> None:
+    """Raise InputError if ``opts``, as above, have options of an upsampler that the model has not.
+
+    A file may have those of any upsampler.
+    """
     nodes = {UPSAMPLER_REGISTRY.get(name).config_node for name in UPSAMPLER_REGISTRY} - {""}
-    given = [key for key in options if key.startswith(tuple(f"MODEL.{node}." for node in nodes))]
+    given = [key for key in opts[::2] if key.startswith(tuple(f"MODEL.{node}." for node in nodes))]
     if given:
         used = {type(m) for m in build_on_cpu(cfg).modules() if isinstance(m, Upsampler)}
         for key in given:

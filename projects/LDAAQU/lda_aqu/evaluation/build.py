@@ -133,10 +133,14 @@ def build_evaluators(
 def primary_metric(cfg: CfgNode) -> str:
     """The metric by which checkpoints are ranked, as it is named in ``metrics.json``.
 
-    PQ for a ``PanopticFPN``, mIoU for a ``SemanticSegmentor``; else mask AP where the model has
-    masks, else box AP. On the first dataset of ``DATASETS.TEST``.
+    The first of PQ, mask AP (box AP where the model has no masks) and mIoU that the model predicts
+    and the first dataset of ``DATASETS.TEST`` has labels for. Where that has another
+    ``evaluator_type``, for an evaluator of the user's, the first that the model predicts.
     """
-    task = predicted_tasks(cfg)[0]
+    predictions = predicted_tasks(cfg)
+    kind = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type")
+    labels = LABELS.get(kind, predictions)
+    task = next((task for task in predictions if task in labels), predictions[0])
     metric = {
         "panoptic_seg": "panoptic_seg/PQ",
         "sem_seg": "sem_seg/mIoU",

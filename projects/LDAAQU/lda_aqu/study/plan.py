@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 
 from ..engine import check_datasets, check_model, check_weights, load_config
 from ..engine.config_merge import config_items
-from ..engine.upsampler_checks import reads
-from ..errors import InputError
+from ..engine.run_checks import build_on_cpu
+from ..engine.upsampler_checks import check_names_are_used, check_options_are_used, reads
+from ..errors import MISFITS, InputError
 from ..upsampler_arguments import parse_upsampler, upsampler_keys
 from ..upsamplers import UPSAMPLER_REGISTRY, GuidedUpsampler
 from .results import Result, read_results, write_json
@@ -73,7 +74,8 @@ class Study:
         fit the model are named by the runs, and the others go on.
 
         Raises:
-            InputError: an upsampler, key, value, dataset or folder that cannot be used.
+            InputError: an upsampler, key, value, dataset or folder that cannot be used; an option
+                in ``opts`` of an upsampler that not all models have.
         """
         cfg = self._config([text for key in self.keys for text in (key, COMPARED)])
         if self.baseline not in self.upsamplers:
@@ -84,7 +86,9 @@ class Study:
             cls = UPSAMPLER_REGISTRY.get(upsampler.partition(":")[0])
             if upsampler == self.baseline or issubclass(cls, GuidedUpsampler):
                 check_model(own)
+            self._check_options(upsampler, own)
         baseline = self._config(upsampler_keys(self.keys, *parse_upsampler(self.baseline)))
+        check_names_are_used(baseline, self.config_file, list(self.opts))
         for key in self.keys:
             if not reads(baseline, key):
                 raise InputError(f"--key {key}: the model of {self.config_file!r} does not use it")
@@ -141,6 +145,20 @@ class Study:
 
     def _config(self, opts: Sequence[str]) -> CfgNode:
         return load_config(self.config_file, [*self.opts, *opts])
+
+    def _check_options(self, upsampler: str, cfg: CfgNode) -> None:
+        """Raise InputError if ``opts`` have options that the model with an upsampler has not."""
+        try:
+            build_on_cpu(cfg)
+        except MISFITS:
+            return  # as its runs will say
+        try:
+            check_options_are_used(cfg, list(self.opts))
+        except InputError as error:
+            raise InputError(
+                f"{upsampler}: {error}; give those of an upsampler that is compared with its name, "
+                "as LDAAQU:offset_range=5"
+            ) from error
 
     def _claim_output(self, cfg: CfgNode) -> None:
         """Note the config in the folder; InputError where it is that of another study."""
