@@ -56,7 +56,7 @@ sanitize: $(INSTALLED) ## test the C++ kernels of all instruction sets under ASa
 	test -f build/sanitize/lib/lda_aqu/ops/_cpp.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib:tests \
-		$(BIN)/python -m pytest -q tests/ops/test_cpp.py -k 'not two_million'
+		$(BIN)/python -m pytest -q tests/ops/test_cpp.py
 
 demo: export DETECTRON2_DATASETS := datasets
 demo: $(INSTALLED) ## generate data, train, evaluate, draw: ten minutes on two cores

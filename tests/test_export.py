@@ -7,7 +7,7 @@ import pytest
 import torch
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
 from lda_aqu.ops import standard_operators
-from lda_aqu.upsamplers import LDAAQU, GuidedUpsampler
+from lda_aqu.upsamplers import LDAAQU, upsample_to
 from torch import Tensor, nn
 
 onnx = pytest.importorskip("onnx")
@@ -28,6 +28,7 @@ FEWER_POINTS = {
     "FreqFusion": {"low_pass_kernel_size": 1, "high_pass_kernel_size": 1},
     "GuidedLDAAQU": {"kernel_size": 1},
     "LAU": {"kernel_size": 1},
+    "LDAAQU of one point": {"kernel_size": 1},
     "SAPAB": {"kernel_size": 3},
 }
 # The batch, and the sizes of the map and of the finer one that it is upsampled to: twice as large,
@@ -44,17 +45,15 @@ class ToLateral(nn.Module):
         self.upsampler = upsampler
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
-        if isinstance(self.upsampler, GuidedUpsampler):
-            return self.upsampler(x, lateral)
-        # It enters the graph, or exporters leave it away with its size.
-        return self.upsampler(x, output_size=lateral.shape[2:]) + lateral
+        # The lateral enters the graph, or exporters leave it away with its size.
+        return upsample_to(self.upsampler, x, lateral) + lateral
 
 
 @pytest.fixture(params=NAMES)
 def model(request) -> nn.Module:
     torch.manual_seed(0)
     options = FEWER_POINTS.get(request.param, {})
-    upsampler = build_upsampler(request.param, 32, **options)
+    upsampler = build_upsampler(request.param.split()[0], 32, **options)
     if isinstance(upsampler, LDAAQU):
         nn.init.normal_(upsampler.conv_offset[3].weight, std=0.3)
     return ToLateral(upsampler).eval()
@@ -125,7 +124,10 @@ def test_onnx(model, tmp_path):
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(n, marks=() if n in ("LDAAQU", "DySample") else pytest.mark.slow) for n in NAMES],
+    [
+        *("LDAAQU of one point", "DySample"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "DySample"),
+    ],
     indirect=True,
 )
 def test_onnx_by_dynamo(model, tmp_path):

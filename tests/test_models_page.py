@@ -80,7 +80,7 @@ def test_what_takes_upsamplers_as_leaves(page):
         assert page["extractor"](IMAGES)["up3"].shape == (2, 64, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["yolo", "guided", "fpn"])
+@pytest.mark.parametrize("name", ["yolo", "guided", pytest.param("fpn", marks=pytest.mark.slow)])
 def test_torch_export_with_dynamic_sizes(page, name):
     model = page[name].eval()
     height, width = (torch.export.Dim(axis, min=2, max=16) for axis in "hw")

@@ -7,6 +7,7 @@ import sys
 import forked
 import pytest
 import torch
+from lda_aqu.engine.output_folder import lock_output
 from paths import ROOT
 
 
@@ -19,12 +20,13 @@ def metrics(folder) -> list[dict]:
 
 
 def test_train_then_evaluate(tiny_config, tmp_path):
-    augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 64)")
+    augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,)")
     trained = run(tiny_config, "TEST.EVAL_PERIOD", 2, *augmentation)
     assert trained.returncode == 0, trained.stderr[-2000:]
     output = tmp_path / "output"
     present = {path.name for path in output.iterdir()}
     assert present >= {"model_final.pth", "config.yaml", "metrics.json", "last_checkpoint"}
+    assert "model_best.pth" in present  # of evaluations on the way
     assert any(name.startswith("events.out.tfevents") for name in present)
     last = metrics(output)[-1]
     names = {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
@@ -77,6 +79,14 @@ def test_mistakes_are_one_line(tiny_config, args, message):
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_evaluation_stays_out_of_the_folder_of_a_run(tiny_config, tmp_path):
+    (tmp_path / "output").mkdir()
+    with lock_output(str(tmp_path / "output")):
+        result = run(tiny_config, "--eval-only")
+    assert result.returncode == 2
+    assert "is that of a run that is still going" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

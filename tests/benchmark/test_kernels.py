@@ -37,23 +37,13 @@ def record(memory_format, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("copies", [[], ["clone"]], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("copies", [0, 1], ids=["channels_last", "contiguous"])
 def test_number_of_launches(copies, dtype):
-    """At small maps the time is launches."""
+    """At small maps the time is launches; of maps, only contiguous ones are copied."""
     memory_format = torch.contiguous_format if copies else torch.channels_last
-    forward, backward = record(memory_format, dtype)
-    assert forward.names == [
-        *("cat", "project_kernel", "resize_kernel", "hidden_kernel", "offsets_kernel"),
-        *(*copies, "forward_kernel"),
-    ]
-    assert backward.names == [
-        *(*copies, "samples_kernel", "sort", "arange", "searchsorted"),
-        *("backward_pixels_kernel", "backward_bias_kernel", "sum"),
-        *("backward_source_kernel", "backward_source_kernel"),
-        *("tanh_backward_kernel", "hidden_backward_kernel", "conv_weight_backward_kernel"),
-        *("query_backward_kernel", "sum_parts_kernel", "resize_backward_kernel"),
-        *("grad_map_kernel", "grad_weight_kernel", "grad_parameters_kernel", "add"),
-    ]
+    for operations, launches in zip(record(memory_format, dtype), (6, 19), strict=True):
+        assert len(operations.names) == launches + copies
+        assert operations.names.count("clone") == copies
 
 
 def test_bytes():

@@ -122,12 +122,6 @@ def test_gradients_of_input_and_parameters_are_computed(setting, dtype):
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", [*UPSAMPLER_REGISTRY])
-def test_every_upsampler_runs_under_autocast(name):
-    setting = Setting(autocast="bfloat16")
-    ModuleWorkload(parse_implementation(name), STEP, setting, backward=True).prepare()()
-
-
 def test_forward_alone_keeps_nothing_for_a_backward_pass():
     output = ModuleWorkload(parse_implementation("LDAAQU"), STEP, Setting()).prepare()()
     assert output.shape == (1, 32, 8, 12)

@@ -15,6 +15,7 @@ from PIL import Image
 GLYPHS_THINGS = [c for c in GLYPHS_CATEGORIES if c["isthing"]]
 GLYPHS_STUFF = [c for c in GLYPHS_CATEGORIES if not c["isthing"]]
 COUNTS = {"train": 3, "val": 2}
+INSTANCES = {"bccd": ["RBC", "WBC", "Platelets"], "dsb2018": ["nucleus"]}
 
 # Datasets are registered on import, under the folder that the environment names then.
 SCRIPT = """
@@ -47,12 +48,21 @@ def root(tmp_path_factory):
             for number in range(COUNTS[split]):
                 picture = Image.new("L", (8, 6), number)
                 picture.save(root / "camvid" / folder / split / f"{number}{suffix}")
+    for name, classes in INSTANCES.items():
+        (root / name / "annotations").mkdir(parents=True)
+        for split in COUNTS:
+            content = {
+                "images": [{"id": 5, "file_name": f"{split}.png", "width": 8, "height": 6}],
+                "annotations": [{"id": 1, "image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+                "categories": [{"id": i, "name": c} for i, c in enumerate(classes, 1)],
+            }
+            (root / name / "annotations" / f"{split}.json").write_text(json.dumps(content))
     return root
 
 
 @pytest.fixture(scope="module")
 def datasets(root):
-    kinds = ("glyphs", "glyphs_sem_seg", "glyphs_panoptic", "camvid")
+    kinds = ("glyphs", "glyphs_sem_seg", "glyphs_panoptic", "camvid", *INSTANCES)
     return load(root, *[f"{kind}_{split}" for kind in kinds for split in ("train", "val")])
 
 
@@ -136,6 +146,17 @@ def test_camvid(datasets, root):
         assert (metadata["evaluator_type"], metadata["ignore_label"]) == ("sem_seg", 255)
         assert metadata["stuff_classes"][:5] == ["sky", "building", "pole", "road", "pavement"]
         assert len(metadata["stuff_classes"]) == len(metadata["stuff_colors"]) == 11
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_cells_and_nuclei(datasets, root, name):
+    for split in COUNTS:
+        dataset = datasets[f"{name}_{split}"]
+        (record,) = dataset["records"]
+        assert record["file_name"] == f"{root}/{name}/images/{split}.png"
+        assert [a["category_id"] for a in record["annotations"]] == [0]
+        assert dataset["metadata"]["evaluator_type"] == "coco"
+        assert dataset["metadata"]["thing_classes"] == INSTANCES[name]
 
 
 def test_classes_of_the_real_camvid_are_in_this_order(shared_data):

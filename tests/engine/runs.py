@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import re
 import runpy
 import sys
 import time
@@ -58,10 +59,13 @@ def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) ->
         time.sleep(0.01)
 
 
-def has_metrics(output: Path) -> bool:
-    """Whether a run has written a record: it is past its 20th iteration."""
-    path = output / "metrics.json"
-    return path.exists() and path.stat().st_size > 0
+def assert_saved_by_sigterm(config: Path, output: Path) -> None:
+    """Assert that a run has saved the iteration that SIGTERM came in."""
+    printed = log(config)
+    (iteration,) = set(re.findall("SIGTERM: saved after iteration ([0-9]+)", printed))
+    saved = sorted(path.name for path in output.glob("*.pth"))
+    assert saved[-1] == (output / "last_checkpoint").read_text() == f"model_{iteration:0>7}.pth"
+    assert "Traceback" not in printed
 
 
 def metrics(output: Path) -> list[dict[str, float]]:

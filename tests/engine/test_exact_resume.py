@@ -30,7 +30,7 @@ RETINANET = (
 @pytest.mark.parametrize(
     "iterations, more",
     [
-        (33, ()),
+        (22, ()),
         # The scale of the losses is part of the state, and so is what RetinaNet divides them by. An
         # iteration draws two batches.
         (10, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATION_STEPS", 2, *RETINANET)),
@@ -68,17 +68,14 @@ def test_each_process_goes_on_with_what_it_divided_losses_by(monkeypatch):
 
 def test_sigterm_saves_and_another_number_of_workers_goes_on(tiny_config, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    opts = (*OPTS, "SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 100)
+    opts = (*OPTS, "SOLVER.MAX_ITER", 22)
     assert runs.finish(tiny_config, *opts, "OUTPUT_DIR", whole) == 0, runs.log(tiny_config)
     opts = (*opts, "OUTPUT_DIR", resumed)
     process = runs.start(tiny_config, *opts)
-    runs.wait_for(lambda: runs.has_metrics(resumed), process)
+    runs.wait_for((resumed / "last_checkpoint").exists, process)
     process.terminate()
     assert runs.wait(process) == 143
-    assert "SIGTERM: saved after iteration" in runs.log(tiny_config)
-    assert "Traceback" not in runs.log(tiny_config)
-    saved = {path.name for path in resumed.glob("*.pth")}
-    assert len(saved) == 1 and saved != {"model_final.pth"}
+    runs.assert_saved_by_sigterm(tiny_config, resumed)
     opts = (*opts, "DATALOADER.NUM_WORKERS", 0)
     assert runs.finish(tiny_config, *opts, resume=True) == 0, runs.log(tiny_config)
     runs.assert_same(resumed, whole)

@@ -46,7 +46,7 @@ def report(cfg: CfgNode, args: Namespace) -> None:
     facts = {
         "ranks": comm.all_gather((comm.get_rank(), comm.get_local_rank(), comm.get_local_size())),
         "backend": distributed.get_backend(),
-        "threads": torch.get_num_threads(),
+        "threads": os.environ["OMP_NUM_THREADS"],
         "running_var": running_var,
         "evaluated_with": model[1].running_var,
     }
@@ -56,11 +56,12 @@ def report(cfg: CfgNode, args: Namespace) -> None:
 def test_processes_are_connected_and_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    fork_processes(monkeypatch)
     launch(report, CFG, arguments("--num-gpus", "2", str(tmp_path)))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["ranks"] == second["ranks"] == [(0, 0, 2), (1, 1, 2)]
     assert first["backend"] == "gloo"
-    assert first["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert first["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
 
     # Batch normalisation that is synchronised is that of the whole batch.
     torch.manual_seed(0)

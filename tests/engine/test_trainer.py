@@ -102,10 +102,13 @@ def test_parts_of_a_batch_have_their_share_of_its_images(tiny_sem_seg):
 
 
 def test_a_compiled_backbone_keeps_the_names_of_its_parameters(tiny_config, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module, **options: compiled.append(module)
-    )
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def compile_eagerly(module: torch.nn.Module, **options: object) -> None:
+        compiled.append(module)
+        compile_module(module, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     cfg = load_config(str(tiny_config), [])
     plain = Trainer.build_model(cfg)
     assert compiled == []
@@ -113,6 +116,10 @@ def test_a_compiled_backbone_keeps_the_names_of_its_parameters(tiny_config, monk
     model = Trainer.build_model(cfg)
     assert compiled == [model.backbone]
     assert model.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().backbone(images), plain.eval().backbone(images))
 
 
 @pytest.mark.slow

@@ -160,12 +160,13 @@ def test_what_is_nowhere_passes_nothing_on(far):
         assert actual[..., 8:].equal(wanted[..., 8:])
 
 
-def test_two_million_output_pixels():
-    """Positions far from the origin are as exact in float32 as near ones."""
+@pytest.mark.parametrize("height, width", [(8, 8192), (8192, 8)])
+def test_positions_far_from_the_origin(height, width):
+    """They are as exact in float32 as near ones."""
     torch.manual_seed(0)
-    height, width = 1024, 2048
-    shapes = [(1, 4, height, width), (1, 4, 512, 1024), (1, 4, 512, 1024)]
-    inputs = [torch.randn(s) for s in shapes] + [11 * torch.rand(1, 2, 9, 2, height, width), None]
+    shapes = [(1, 4, height, width), *2 * [(1, 4, height // 2, width // 2)]]
+    inputs = [torch.randn(s) for s in (*shapes, (1, 2, 9, 2, height, width))]
+    inputs = [*inputs[:3], 3 * inputs[3], None]
     output = forward(cpp.attention, *inputs, 1)
     exact = [i if i is None else i.double() for i in inputs]
     assert relative_error(output, forward(plain, *exact, 1)) < 1e-5
@@ -290,13 +291,13 @@ def random_problem(seed: int):
 def test_random_problems_agree_with_plain_pytorch(instruction_set):
     """A sweep of all operators; `make sanitize` runs it where accesses out of bounds are seen."""
     exactly = (plain, plain_offset_network, plain_projection)
-    for seed in range(20):
+    for seed in range(20 if instruction_set == "avx512" else 10):
         both, tolerance = random_problem(seed)
         results = both((cpp.attention, cpp.offset_network, cpp.projection), lambda t: t)
         expected = both(exactly, lambda t: t.double() if torch.is_tensor(t) else t)
         for i, (actual, wanted) in enumerate(zip(results, expected, strict=True)):
             error = (actual.double() - wanted).abs().sum() / wanted.abs().sum().clamp(min=1)
-            assert not error > tolerance, (seed, i, error)
+            assert error <= tolerance, (seed, i, error)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -234,17 +235,30 @@ def arguments(config: Path, output: Path, *args: object) -> list[str]:
     return [*map(str, ("--config-file", config, *args, "--output", output))]
 
 
-def test_train_net_in_pairs(tiny_config, tmp_path, capsys):
-    """An upsampler whose options do not fit this model among them."""
-    main = runpy.run_path(str(TOOL))["main"]
-    arms = ("--upsamplers", "Nearest", "LDAAQU:reduction=64", "--seeds", "1", "--threads", 1)
+@pytest.fixture
+def main() -> Iterator[Callable[..., int]]:
+    """That of the tool, which takes SIGTERM."""
     previous = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(arguments(tiny_config, tmp_path / "out", *arms)) == 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    message = "LDAAQU:reduction=64 with seed 1 failed (2): error: MODEL.FPN.UPSAMPLER"
-    assert message in capsys.readouterr().err
+    yield runpy.run_path(str(TOOL))["main"]
+    signal.signal(signal.SIGTERM, previous)
+
+
+ONE_RUN = ("--upsamplers", "Nearest", "--seeds", "1", "--threads", 1)
+
+
+def test_the_status_of_a_study_with_a_run_that_failed(
+    main, study, tiny_config, monkeypatch, capsys
+):
+    monkeypatch.setitem(main.__wrapped__.__globals__, "TRAIN_NET", FAKE)
+    output = study().output
+    output.mkdir()
+    (output / "broken").write_text("Nearest")
+    assert main(arguments(tiny_config, output, *ONE_RUN)) == 1
+    assert f"1 runs failed, see\n{output}/Nearest/seed_1/console.log" in capsys.readouterr().err
+
+
+def test_train_net_and_a_report(main, tiny_config, tmp_path):
+    assert main(arguments(tiny_config, tmp_path / "out", *ONE_RUN)) == 0
     file = tmp_path / "out" / "results.json"
     (result,) = read(file)
     assert result["metrics"]["bbox/AP"] is not None and result["seconds"] > 0

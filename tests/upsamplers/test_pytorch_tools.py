@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import multiprocessing
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from lda_aqu.ops import local_deformable_attention
 from lda_aqu.upsamplers import GuidedUpsampler
 from random_tensors import normals
 from randomized import randomized
-from torch import nn
+from torch import distributed, nn
 from torch.ao import quantization
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.autograd import forward_ad
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
@@ -316,3 +318,29 @@ def test_a_hook_on_all_modules_sees_every_layer():
     with nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer)):
         module(*inputs_of(module))
     assert {module.proj_q, module.proj_k, *module.conv_offset} <= set(seen)
+
+
+def shard_and_compare(name: str) -> None:
+    """In a process of its own: FSDP2 of a single rank has the same output and gradients."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    module = build(name)
+    inputs = inputs_of(module)
+    expected = gradients(module, inputs, list(module.parameters()))
+    fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    y = module(*inputs)
+    y.square().sum().backward()
+    parameters = list(module.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in parameters)
+    actual = [y, *(x.grad for x in inputs), *(p.grad.full_tensor() for p in parameters)]
+    torch.testing.assert_close(actual, expected)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", ["LDAAQU", "GuidedLDAAQU"])
+def test_sharded_by_fsdp2(name):
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(shard_and_compare, [name])

@@ -1,11 +1,9 @@
 import pytest
 import torch
-from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
+from lda_aqu import build_upsampler
 from lda_aqu.errors import InputError
-from lda_aqu.upsamplers import upsample_to
 from lda_aqu.upsamplers.whole_scale import pixel_shuffle
 from randomized import randomized
-from torch import nn
 from torch.nn import functional as F
 
 NAMES = ["CARAFE", "DLU", "Deconv", "DySample", "PixelShuffle"]
@@ -43,28 +41,3 @@ def test_pixel_shuffle(n):
     assert torch.equal(y, F.pixel_shuffle(x, 3))
     y.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
-
-
-class UpsampleTo(nn.Module):
-    """An upsampler that is asked for the size of another map."""
-
-    def __init__(self, upsampler: nn.Module) -> None:
-        super().__init__()
-        self.upsampler = upsampler
-
-    def forward(self, x: torch.Tensor, lateral: torch.Tensor) -> torch.Tensor:
-        return upsample_to(self.upsampler, x, lateral)
-
-
-@pytest.mark.parametrize("name", UPSAMPLER_REGISTRY.unguided())
-def test_traced_with_an_output_size_of_any_size(name):
-    """Of a pyramid: the finer map is up to a row and a column short of twice the size."""
-    torch.manual_seed(0)
-    module = UpsampleTo(randomized(name, 32)).eval()
-    traced = torch.jit.trace(module, (torch.randn(1, 32, 4, 5), torch.randn(1, 8, 8, 10)))
-    for height, width in ((8, 10), (7, 9), (11, 6)):
-        inputs = (
-            torch.randn(1, 32, -(-height // 2), -(-width // 2)),
-            torch.randn(1, 8, height, width),
-        )
-        torch.testing.assert_close(traced(*inputs), module(*inputs), rtol=1e-4, atol=1e-4)

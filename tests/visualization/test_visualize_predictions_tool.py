@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lda_aqu.engine import load_config
 from PIL import Image
 
 
@@ -69,14 +70,18 @@ def test_a_dataset_is_drawn_beside_its_ground_truth(
     assert width(both / "0.png") > 2 * width(alone / "0.png")
 
 
-def test_saved_results_are_drawn_without_a_model(run, tiny_config, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("has_config", [True, False])
+def test_saved_results_are_drawn_without_a_model(
+    run, tiny_config, tmp_path, capsys, monkeypatch, has_config
+):
     monkeypatch.setattr("lda_aqu.engine.trained_model.build_model", None)
     results = tmp_path / "coco_instances_results.json"
     detection = {"image_id": 4, "category_id": 7, "score": 0.9, "bbox": [3, 4, 20, 10]}
     results.write_text(json.dumps([detection]))
     output = tmp_path / "drawn"
-    given = ("--config-file", tiny_config, "--dataset", "tiny", "--output", output)
-    assert run(*given, "--results", results) == 0
+    load_config(str(tiny_config), [])  # registers the dataset
+    config = ("--config-file", tiny_config) if has_config else ()
+    assert run(*config, "--dataset", "tiny", "--output", output, "--results", results) == 0
     assert "6 drawn, 0 failed" in capsys.readouterr().out
     assert len(list(output.iterdir())) == 7
 
