@@ -6,6 +6,7 @@ Both name an image that cannot be read.
 
 import itertools
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -217,7 +218,8 @@ def _obey_parent_alone(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # not getppid(), a server's where that forks them
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(0)
 
