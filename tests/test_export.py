@@ -30,9 +30,10 @@ FEWER_POINTS = {
     "LAU": {"kernel_size": 1},
     "SAPAB": {"kernel_size": 3},
 }
-# Of the map, and of the finer one that it is upsampled to: twice as large, or less by a pixel.
-SIZES = [(9, 13, 18, 26), (6, 20, 11, 39), (7, 8, 14, 15)]
-AXES = {2: "height", 3: "width"}
+# The batch, and the sizes of the map and of the finer one that it is upsampled to: twice as large,
+# or less by a pixel.
+SIZES = [(2, 9, 13, 18, 26), (3, 6, 20, 11, 39), (3, 7, 8, 14, 15)]
+AXES = {0: "batch", 2: "height", 3: "width"}
 
 
 class ToLateral(nn.Module):
@@ -59,13 +60,19 @@ def model(request) -> nn.Module:
     return ToLateral(upsampler).eval()
 
 
-def inputs(height: int, width: int, *finer: int) -> Inputs:
-    return torch.randn(1, 32, height, width), torch.randn(1, 32, *finer)
+def inputs(batch: int, height: int, width: int, *finer: int) -> Inputs:
+    return torch.randn(batch, 32, height, width), torch.randn(batch, 32, *finer)
+
+
+def axes_of(model: ToLateral) -> dict[int, str]:
+    if type(model.upsampler).__name__ == "A2U":  # whose images are groups of a convolution
+        return {axis: name for axis, name in AXES.items() if name != "batch"}
+    return AXES
 
 
 def check(model: nn.Module, exported: Callable[..., Tensor]) -> None:
-    for size in SIZES:
-        given = inputs(*size)
+    for batch, *size in SIZES:
+        given = inputs(batch if 0 in axes_of(model) else SIZES[0][0], *size)
         with torch.no_grad():
             actual, expected = exported(*given), model(*given)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-4)
@@ -106,7 +113,10 @@ def test_onnx(model, tmp_path):
         dynamo=False,
         opset_version=17,
         input_names=["x", "lateral"],
-        dynamic_axes={"x": AXES, "lateral": {axis: f"finer_{n}" for axis, n in AXES.items()}},
+        dynamic_axes={
+            "x": axes_of(model),
+            "lateral": axes_of(model) | {2: "finer_height", 3: "finer_width"},
+        },
     )
     assert domains(file) <= {"", "ai.onnx"}
     assert grid_sample_ranks(file) <= {4}  # TensorRT reads none of five
@@ -119,7 +129,8 @@ def test_onnx(model, tmp_path):
     indirect=True,
 )
 def test_onnx_by_dynamo(model, tmp_path):
-    file, dynamic = tmp_path / "upsampler.onnx", dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
+    file = tmp_path / "upsampler.onnx"
+    dynamic = dict.fromkeys(axes_of(model), torch.export.Dim.DYNAMIC)
     torch.onnx.export(
         *(model, inputs(*SIZES[0]), file),
         dynamo=True,
@@ -135,6 +146,14 @@ def test_torchscript(model):
     kinds = {node.kind().split("::")[0] for node in traced.inlined_graph.nodes()}
     assert kinds <= {"aten", "prim"}
     check(model, traced)
+
+
+def test_torchscript_of_layers_that_are_called():
+    upsampler = build_upsampler("LDAAQU", 32, kernel_size=1)
+    for layer in (upsampler.layer_norm, upsampler.conv_offset[0]):
+        layer.register_forward_hook(lambda *_: None)
+    model = ToLateral(upsampler).eval()
+    check(model, torch.jit.trace(model, inputs(*SIZES[0])))
 
 
 def test_torch_export(model):
@@ -159,7 +178,7 @@ def test_whole_scale_upsamplers_go_on_interpolating():
     """Exported at a size that is not about twice the map's; torch.export refuses any other."""
     model = ToLateral(build_upsampler("PixelShuffle", 32)).eval()
     interpolated, another, cropped = (
-        inputs(*size) for size in ((9, 13, 30, 30), (6, 20, 25, 31), (9, 13, 18, 26))
+        inputs(1, *size) for size in ((9, 13, 30, 30), (6, 20, 25, 31), (9, 13, 18, 26))
     )
     traced = torch.jit.trace(model, interpolated)
     dynamic = dict.fromkeys(AXES, torch.export.Dim.AUTO)

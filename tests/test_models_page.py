@@ -19,12 +19,13 @@ SHAPES = {
     "unet": LOGITS,
     "guided": LOGITS,
     "fpn": LOGITS,
+    "decoder": [(2, 4, 32, 32)],
     "detector": PYRAMID,
     "of_timm": PYRAMID,
     "detectron": PYRAMID,
     "convnext": PYRAMID,
 }
-UPSAMPLERS = {"yolo": 2, "unet": 5, "guided": 5, "fpn": 4}  # and 3 in each pyramid
+UPSAMPLERS = {"yolo": 2, "unet": 5, "guided": 5, "fpn": 4, "decoder": 1}  # and 3 in each pyramid
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,11 @@ def test_sizes_and_a_training_step_that_reaches_every_upsampler(page, name):
         assert all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
     optimizer.step()
     assert loss(model, name).isfinite()
+
+
+def test_what_takes_upsamplers_as_leaves(page):
+    with torch.no_grad():
+        assert page["extractor"](IMAGES)["up3"].shape == (2, 64, 16, 16)
 
 
 @pytest.mark.parametrize("name", ["yolo", "guided", "fpn"])

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, instantiate
 from detectron2.model_zoo import get_config
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from lda_aqu import LDAAQU
+from lda_aqu.modeling import UpsamplerFPN, upsampler_factory
 from paths import ROOT
 
 FILE = str(ROOT / "configs" / "LazyConfig" / "panoptic_fpn_R_50_1x_lda_aqu.py")
@@ -46,3 +47,15 @@ def test_trains_and_keeps_detectron2s_names(tmp_path):
     assert all(
         parameter.grad is not None for module in added.values() for parameter in module.parameters()
     )
+
+
+@pytest.mark.cpu
+def test_the_pyramid_takes_what_configs_give_detectron2s():
+    """As those of ViTDet, whose images are padded to squares."""
+    model = get_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py").model
+    backbone = model.backbone
+    backbone._target_ = UpsamplerFPN
+    backbone.square_pad = 1024
+    backbone.make_upsampler = LazyCall(upsampler_factory)(name="Nearest", in_channels=256)
+    with torch.device("meta"):
+        assert instantiate(backbone).padding_constraints == {"square_size": 1024}

@@ -6,13 +6,15 @@ import logging
 import pytest
 import torch
 from gradients import gradgradcheck
-from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
+from lda_aqu import LDAAQU, UPSAMPLER_REGISTRY, build_upsampler
 from lda_aqu.ops import local_deformable_attention
 from lda_aqu.upsamplers import GuidedUpsampler
 from random_tensors import normals
 from randomized import randomized
 from torch import nn
 from torch.ao import quantization
+from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.autograd import forward_ad
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.func import functional_call, jacrev, jvp, vmap
@@ -203,6 +205,18 @@ def test_quantisation_aware_training():
     assert not torch.equal(output, expected)
 
 
+def test_quantisation_aware_training_by_fx():
+    """An upsampler is a leaf of the graph, and stays as it is."""
+    model = nn.Sequential(build("LDAAQU"), nn.Conv2d(CHANNELS, 8, 1)).train()
+    leaves = PrepareCustomConfig().set_non_traceable_module_classes([LDAAQU])
+    mapping, inputs = quantization.get_default_qat_qconfig_mapping(), inputs_of(model[0])
+    prepared = prepare_qat_fx(model, mapping, inputs, prepare_custom_config=leaves)
+    prepared(*inputs).sum().backward()
+    upsampler, convolution = prepared.get_submodule("0"), prepared.get_submodule("1")
+    assert type(upsampler) is LDAAQU and upsampler.proj_q.weight.grad.any()
+    assert type(convolution) is not nn.Conv2d and convolution.weight.grad.any()
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_forward_mode_and_jvp(name):
     """Along random directions, against reverse mode; parameters may be frozen."""
@@ -218,6 +232,19 @@ def test_forward_mode_and_jvp(name):
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x.detach(), t) for x, t in zip(inputs, tangents, strict=True)]
         torch.testing.assert_close(forward_ad.unpack_dual(module(*duals)).tangent, tangent)
+
+
+@pytest.mark.cpu
+def test_jvp_of_what_was_captured():
+    """In a compiled function, and of an exported program, whose graph has the fused operators."""
+    module = build("CARAFE")
+    (x,) = (x.detach() for x in inputs_of(module))
+    expected = jvp(module, (x,), (x,))
+    assert expected[1].any()
+    compiled = torch.compile(lambda x: jvp(module, (x,), (x,)), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(jvp(exported, (x,), (x,)), expected)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

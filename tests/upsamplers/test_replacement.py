@@ -189,9 +189,9 @@ class Sharpened(nn.Upsample):
         return super().forward(x) * 2
 
 
-def hooked() -> nn.Module:
+def hooked(kind: str) -> nn.Module:
     up = nn.Upsample(scale_factor=2)
-    up.register_forward_hook(lambda module, args, output: output + 1)
+    getattr(up, f"register_{kind}_hook")(lambda *_: None)
     return up
 
 
@@ -221,7 +221,10 @@ def of(up: nn.Module, channels: int = 8) -> nn.Module:
         (lambda: of(nn.Upsample(scale_factor=1)), "^3: scale_factor=1.0 is not one whole factor"),
         (lambda: of(nn.Upsample(scale_factor=0.5)), "^3: scale_factor=0.5 is not one whole factor"),
         (lambda: of(Sharpened(scale_factor=2)), "^3: a Sharpened does more than nn.Upsample does"),
-        (lambda: of(hooked()), "^3: has hooks, which would be lost"),
+        (lambda: of(hooked("forward")), "^3: has hooks, which would be lost"),
+        (lambda: of(hooked("forward_pre")), "^3: has hooks, which would be lost"),
+        (lambda: of(hooked("full_backward")), "^3: has hooks, which would be lost"),
+        (lambda: of(hooked("full_backward_pre")), "^3: has hooks, which would be lost"),
         (
             lambda: of(nn.Upsample(scale_factor=2), 6),
             r"^3: in_channels \(6\) is not a multiple of reduction \(4\) "
@@ -273,6 +276,11 @@ def of(up: nn.Module, channels: int = 8) -> nn.Module:
         ),
         (lambda: nn.Upsample(scale_factor=2), "^the model itself is an nn.Upsample"),
         (lambda: of(nn.Identity()), "^the model has no nn.Upsample to replace$"),
+        (
+            lambda: of(nn.Sequential(nn.ConvTranspose2d(8, 4, 2, 2), nn.PixelShuffle(2))),
+            r"^the model has no nn.Upsample to replace; it upsamples by 3.0 \(ConvTranspose2d\), "
+            r"3.1 \(PixelShuffle\): docs/models.md shows how to replace these$",
+        ),
         (
             lambda: nn.Sequential(
                 of(nn.Identity()), Calling(lambda _, x: F.interpolate(x, (9, 9)))
@@ -335,14 +343,14 @@ def test_functional_calls_are_told_where_modules_are_replaced(caplog):
     own = build_upsampler("LDAAQU", 8), build_upsampler("DySample", 8)  # which calls it, too
     model = nn.Sequential(of(nn.Upsample(scale_factor=2)), enlarging, shrinking, *own)
     with caplog.at_level(logging.INFO, "lda_aqu.upsamplers"):
-        new = replace_upsampling(model, "LDAAQU", torch.randn(1, 3, 4, 4))
+        new = replace_upsampling(model, "LDAAQU", torch.randn(1, 3, 4, 4), offset_range=4.0)
     assert list(new) == ["0.3"]
     told = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 1
     assert re.match(
         r"Not replaced: F.interpolate is called by 1 \(Calling, 8 channels\): ", told[0]
     )
-    assert "0.3: LDAAQU(in_channels=8, scale_factor=2)" in caplog.text
+    assert "0.3: LDAAQU(in_channels=8, scale_factor=2, offset_range=4.0)" in caplog.text
     assert "not fused" not in caplog.text
 
 
@@ -352,3 +360,18 @@ def test_example_inputs_are_a_tuple_or_the_one_argument():
     maps = {"coarse": torch.randn(1, 8, 2, 2), "fine": torch.randn(1, 8, 4, 4)}
     assert list(replace_upsampling(model, "LDAAQU", maps)) == ["up"]
     assert list(replace_upsampling(nn.Sequential(up), "LDAAQU", (maps["coarse"],))) == ["0"]
+
+
+def test_example_kwargs_are_keyword_arguments():
+    class KeywordOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Upsample(scale_factor=2)
+
+        def forward(self, *, pixel_values: Tensor) -> Tensor:
+            return self.up(pixel_values)
+
+    kwargs = {"pixel_values": torch.randn(1, 8, 4, 4)}
+    assert list(replace_upsampling(KeywordOnly(), "LDAAQU", example_kwargs=kwargs)) == ["up"]
+    with pytest.raises(InputError, match="does not run with example_inputs: TypeError.*'pixel_val"):
+        replace_upsampling(KeywordOnly(), "LDAAQU")

@@ -160,8 +160,8 @@ def build_upsampler_from_config(
             :class:`GuidedUpsampler` can be.
 
     Raises:
-        InputError: unknown name, a guided upsampler without a guide, or values that do not fit;
-            the message names the keys.
+        InputError: unknown name, a guided upsampler without a guide, one whose keys the config
+            lacks, or values that do not fit; the message names the keys.
     """
     name = attrgetter(key)(cfg)
     try:
@@ -171,9 +171,15 @@ def build_upsampler_from_config(
                 "needs a high-resolution guide, and there is none here; "
                 f"allowed are {', '.join(UPSAMPLER_REGISTRY.unguided())}"
             )
-        options = {
-            option: cfg.MODEL[cls.config_node][option.upper()] for option in upsampler_options(cls)
-        }
+        options = {}
+        if cls.config_node:
+            if cls.config_node not in cfg.MODEL:
+                raise InputError(
+                    "was registered after add_lda_aqu_config, which adds its keys to the config: "
+                    "register it before"
+                )
+            keys = cfg.MODEL[cls.config_node]
+            options = {option: keys[option.upper()] for option in upsampler_options(cls)}
         return build_upsampler(name, in_channels, scale_factor, **options)
     except InputError as error:
         node = (

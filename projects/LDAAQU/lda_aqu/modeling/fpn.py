@@ -31,7 +31,8 @@ class UpsamplerFPN(FPN):
     ``fpn_upsample{n}``.
 
     Args:
-        bottom_up, in_features, out_channels, norm, top_block, fuse_type: as in :class:`FPN`.
+        bottom_up, in_features, out_channels, norm, top_block, fuse_type, square_pad: as in
+            :class:`FPN`.
         make_upsampler: called once for each step of the top-down path; returns a module that
             upsamples (N, out_channels, H, W) by 2, or a
             :class:`~lda_aqu.upsamplers.GuidedUpsampler`, whose guide is the lateral map that its
@@ -49,8 +50,11 @@ class UpsamplerFPN(FPN):
         top_block: nn.Module | None = None,
         fuse_type: str = "sum",
         extra_levels: int = 0,
+        square_pad: int = 0,
     ) -> None:
-        super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type)
+        super().__init__(
+            bottom_up, in_features, out_channels, norm, top_block, fuse_type, square_pad
+        )
         # From here on levels are in the order of in_features, from high to low resolution.
         stages = [stride.bit_length() - 1 for stride in self._out_feature_strides.values()]
         stages = stages[: len(in_features)]

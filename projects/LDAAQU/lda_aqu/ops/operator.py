@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .backends import check_backend, choose_implementation
 from .layout import Layout
-from .standard import is_exporting, is_transformed
+from .standard import is_exporting, is_forward_mode, is_transformed
 
 # Defined and differentiated by hand: by `torch.library.custom_op` a call takes three times as long,
 # and small maps take a GPU no longer than the calls themselves.
@@ -94,15 +94,21 @@ class Operator:
         if is_exporting():
             return self._standard(*inputs)
         if is_transformed():
-            if backend not in ("auto", "plain"):
-                raise RuntimeError(
-                    f"backend {backend!r} cannot run under a transform of torch.func or in "
-                    "forward-mode differentiation: use 'auto' or 'plain'"
-                )
-            return self._standard(*inputs)
+            return self._call_transformed(*inputs, backend)
         return self.forward(*inputs, backend)
 
+    def _call_transformed(self, *inputs: Any) -> list[Tensor]:
+        *inputs, backend = inputs
+        if backend not in ("auto", "plain"):
+            raise RuntimeError(
+                f"backend {backend!r} cannot run under a transform of torch.func or in "
+                "forward-mode differentiation: use 'auto' or 'plain'"
+            )
+        return self._standard(*inputs)
+
     def _call_differentiably(self, *inputs: Any) -> list[Tensor]:
+        if is_forward_mode():  # of a graph that has the operator
+            return self._call_transformed(*inputs)
         if torch.is_grad_enabled() and any(_requires_grad(value) for value in inputs):
             return list(_Differentiable.apply(self, *inputs))
         with torch._C._AutoDispatchBelowAutograd():

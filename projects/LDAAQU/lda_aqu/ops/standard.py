@@ -31,7 +31,15 @@ def is_exporting() -> bool:
 
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func``, or forward-mode differentiation, is active."""
-    if torch.compiler.is_compiling():
-        return False
-    is_in_function_transform = torch._C._functorch.peek_interpreter_stack() is not None
-    return is_in_function_transform or forward_ad._current_level >= 0
+    if is_forward_mode():
+        return True
+    # Within a compiled function the transforms of it cannot be told.
+    return (
+        not torch.compiler.is_dynamo_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode differentiation is active, as it is in ``torch.func.jvp``, too."""
+    return forward_ad._current_level >= 0

@@ -3,8 +3,8 @@
 import importlib
 import pkgutil
 
-from .base import GuidedUpsampler, Upsampler, upsample_to
-from .registry import UPSAMPLER_REGISTRY, build_upsampler, upsampler_options
+from .base import GuidedUpsampler, Upsampler, upsample_to, upsampler_options
+from .registry import UPSAMPLER_REGISTRY, build_upsampler
 
 # Importing a module registers its upsampler, so that adding one is adding a file.
 for _module in pkgutil.iter_modules(__path__):

@@ -84,7 +84,8 @@ class A2U(GuidedUpsampler):
         # Zeros that an even kernel reads where a side is odd. Added to any, they are right in
         # exports, too.
         end = 1 - self.encoder_kernel_size % 2
-        # Channels are the batch and images the groups: an image's own kernels, for all channels.
+        # Channels are the batch and images the groups: an image's own kernels, for all channels. It
+        # is by len that exporters see a number, which groups must be.
         features = F.conv2d(
             F.pad(guide, (0, end, 0, end)).transpose(0, 1),
             kernels.flatten(0, 1)[:, None],

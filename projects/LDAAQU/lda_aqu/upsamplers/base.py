@@ -1,5 +1,6 @@
 """What every upsampler is."""
 
+import inspect
 from math import isfinite
 from numbers import Integral
 from typing import ClassVar
@@ -77,8 +78,9 @@ class Upsampler(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of the module."""
-        return f"in_channels={self.in_channels}, scale_factor={self.scale_factor}"
+        """What ``print`` shows of the module: those of its options, too, that it keeps by name."""
+        names = ["in_channels", "scale_factor", *upsampler_options(type(self))]
+        return ", ".join(f"{name}={vars(self)[name]!r}" for name in names if name in vars(self))
 
 
 class GuidedUpsampler(Upsampler):
@@ -124,6 +126,25 @@ class GuidedUpsampler(Upsampler):
     def extra_repr(self) -> str:
         """What ``print`` shows of the module."""
         return f"{super().extra_repr()}, guide_channels={self.guide_channels}"
+
+
+def upsampler_options(cls: type[Upsampler]) -> dict[str, object]:
+    """The options of an upsampler's constructor and their defaults.
+
+    Those of its base class are among them where the constructor takes ``**options``.
+    """
+    options: dict[str, object] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        # All but self, in_channels and scale_factor, which every constructor has, and the other
+        # that says what the maps are.
+        parameters = list(inspect.signature(base.__init__).parameters.values())[3:]
+        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        options |= {p.name: p.default for p in named if p.name != "guide_channels"}
+        if named == parameters:
+            break
+    return options
 
 
 def upsample_to(upsampler: nn.Module, x: Tensor, lateral: Tensor, *, crop: bool = False) -> Tensor:

@@ -15,8 +15,8 @@ from .channel_layer_norm import ChannelLayerNorm
 
 logger = logging.getLogger(__name__)
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{hooks}" for hooks in _HOOKS)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{hooks}" for hooks in HOOKS)
 
 # The types of the layers that are fused, and the settings with which they are; convolutions are
 # padded so that they keep the size.
@@ -64,7 +64,7 @@ def _what_acts_on(layer: nn.Module) -> str:
         return "it has no bias"
     if "forward" in attributes:
         return "its forward was replaced"
-    for hooks in _HOOKS:
+    for hooks in HOOKS:
         if attributes[hooks]:
             return "it has hooks"
     for part in layer.children():

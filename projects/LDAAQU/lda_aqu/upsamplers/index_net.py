@@ -44,7 +44,7 @@ class IndexNet(GuidedUpsampler):
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """(N, C, H, W) and (N, G, H', W') to (N, C, H', W')."""
         height, width = self.guide_size(x, guide)
-        if len(x) == 0:  # for which pixel_shuffle has no gradient
+        if x.shape[0] == 0:  # for which pixel_shuffle has no gradient
             return F.interpolate(x, (height, width))
         # The zeros are read where a side is odd. Added to any, they are right in exports, too.
         padded = F.pad(guide, (0, 1, 0, 1))

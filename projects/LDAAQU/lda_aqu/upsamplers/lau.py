@@ -188,7 +188,7 @@ class LAU(Upsampler):
         """
         query = F.interpolate(query, output_size, mode="bilinear", align_corners=True)
         zero = query.new_zeros((), dtype=torch.float32)
-        return zero.expand(len(query), 1, self.num_points, 2, *query.shape[2:]), query
+        return zero.expand(query.shape[0], 1, self.num_points, 2, *query.shape[2:]), query
 
     def _attend(self, x: Tensor, query: Tensor, key: Tensor, offsets: Tensor) -> Tensor:
         bias, heads = self._position_bias(), self.num_heads

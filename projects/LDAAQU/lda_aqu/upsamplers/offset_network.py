@@ -43,6 +43,10 @@ class OffsetNetwork(nn.Sequential):
         self.num_groups, self.offset_range, self.backend = num_groups, offset_range, backend
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the module, beside its layers."""
+        return f"num_groups={self.num_groups}, offset_range={self.offset_range}"
+
     def reset_parameters(self) -> None:
         """Set the initial values."""
         nn.init.xavier_uniform_(self[0].weight)
@@ -91,5 +95,5 @@ class OffsetNetwork(nn.Sequential):
         # Half precision has no room for fractions of a pixel.
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         offsets = self.offset_range * predicted.tanh()
-        offsets = offsets.unflatten(0, (len(query), self.num_groups))
+        offsets = offsets.unflatten(0, (query.shape[0], self.num_groups))
         return offsets.unflatten(2, (predicted.shape[1] // 2, 2)), query

@@ -1,12 +1,11 @@
 """The registry of upsamplers, and how one is built by its name."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import TypeVar
 
 from ..errors import InputError, did_you_mean
-from .base import GuidedUpsampler, Upsampler
+from .base import GuidedUpsampler, Upsampler, upsampler_options
 
 T = TypeVar("T", bound=type[Upsampler])
 
@@ -78,25 +77,6 @@ class UpsamplerRegistry:
 UPSAMPLER_REGISTRY = UpsamplerRegistry()
 
 
-def upsampler_options(cls: type[Upsampler]) -> dict[str, object]:
-    """The options of an upsampler's constructor and their defaults.
-
-    Those of its base class are among them where the constructor takes ``**options``.
-    """
-    options: dict[str, object] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        # All but self, in_channels and scale_factor, which every constructor has, and the other
-        # that says what the maps are.
-        parameters = list(inspect.signature(base.__init__).parameters.values())[3:]
-        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-        options |= {p.name: p.default for p in named if p.name != "guide_channels"}
-        if named == parameters:
-            break
-    return options
-
-
 def build_upsampler(
     name: str,
     in_channels: int,
@@ -140,7 +120,9 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
                 f"it has: {', '.join(allowed) or 'none'}"
             )
         default = type(allowed[option])
-        kind, description = _KINDS.get(default, (object, ""))
+        if default not in _KINDS:  # as None: what else it may be, its constructor knows
+            continue
+        kind, description = _KINDS[default]
         # A bool is an Integral too.
         if not isinstance(value, kind) or isinstance(value, bool) != (default is bool):
             raise InputError(f"{option} must be {description}, got {value!r}")

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import MISFITS, InputError, as_input_error, did_you_mean
 from .base import GuidedUpsampler, Upsampler
+from .fusing import HOOKS
 from .registry import UPSAMPLER_REGISTRY, build_upsampler, check_options
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ logger = logging.getLogger(__name__)
 def replace_upsampling(
     model: nn.Module,
     upsampler: str,
-    example_inputs: Any,
+    example_inputs: Any = (),
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     exclude: Iterable[str] = (),
     **options: object,
 ) -> dict[str, Upsampler]:
@@ -45,6 +47,7 @@ def replace_upsampling(
             ``nn.UpsamplingBilinear2d`` on maps (N, C, H, W), with one whole factor.
         upsampler: the name of one in ``UPSAMPLER_REGISTRY`` that needs no guide.
         example_inputs: what to call the model with: a tuple of arguments, or the one argument.
+        example_kwargs: and its keyword arguments.
         exclude: names of modules to leave as they are, with all that is in them, as
             ``model.named_modules()`` has them.
         options: options of the upsampler's constructor.
@@ -66,9 +69,12 @@ def replace_upsampling(
     names = _find(model, tuple(exclude))
     interpolations = _Interpolations(model)
     with interpolations, as_input_error("the model does not run with example_inputs", *MISFITS):
-        calls = _observe(model, example_inputs, names)
+        calls = _observe(model, example_inputs, example_kwargs, names)
     if not names:
-        raise InputError(f"the model has no nn.Upsample to replace{interpolations.text('; ')}")
+        raise InputError(
+            f"the model has no nn.Upsample to replace{_other_upsampling(model)}"
+            f"{interpolations.text('; ')}"
+        )
 
     old = {name: module for module, places in names.items() for name in places}
     new, problems = {}, []
@@ -86,7 +92,8 @@ def replace_upsampling(
     _put(model, new)
     try:
         with as_input_error(f"with {upsampler} at {', '.join(new)} the model fails", *MISFITS):
-            calls = _observe(model, example_inputs, [*names, *new.values()])
+            watched = [*names, *new.values()]
+            calls = _observe(model, example_inputs, example_kwargs, watched)
         for name, module in new.items():
             if calls[old[name]] and old[name] not in model.modules():
                 raise InputError(
@@ -104,7 +111,8 @@ def replace_upsampling(
         raise
 
     for name, module in new.items():
-        logger.info("%s: %s(%s)", name, upsampler, module.extra_repr())
+        given = {"in_channels": module.in_channels, "scale_factor": module.scale_factor, **options}
+        logger.info("%s: %s(%s)", name, upsampler, ", ".join(f"{k}={v}" for k, v in given.items()))
     if interpolations.found:
         logger.warning("Not replaced: %s", interpolations.text())
     return new
@@ -155,6 +163,18 @@ def _find(model: nn.Module, exclude: tuple[str, ...]) -> dict[nn.Upsample, list[
     return names
 
 
+def _other_upsampling(model: nn.Module) -> str:
+    """What to say of a model's modules that upsample and change the channels, too, or ""."""
+    found = [
+        f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ConvTranspose2d | nn.PixelShuffle)
+    ]
+    if not found:
+        return ""
+    return f"; it upsamples by {', '.join(found)}: docs/models.md shows how to replace these"
+
+
 def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     for name, module in modules.items():
         model.set_submodule(name, module)
@@ -166,7 +186,7 @@ def _make(
     """An upsampler for the place of a module that was called so; InputError says why not."""
     if type(module).forward is not nn.Upsample.forward or "forward" in vars(module):
         raise InputError(f"a {type(module).__name__} does more than nn.Upsample does")
-    if module._forward_hooks or module._forward_pre_hooks:
+    if any(getattr(module, hooks) for hooks in HOOKS):
         raise InputError("has hooks, which would be lost: remove them first")
     if module.scale_factor is None:
         raise InputError(
@@ -199,7 +219,10 @@ def _make(
 
 
 def _observe(
-    model: nn.Module, example_inputs: Any, watched: Iterable[nn.Module]
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    watched: Iterable[nn.Module],
 ) -> dict[nn.Module, list[_Call]]:
     """The calls of each module of ``watched`` when the model is run with the example.
 
@@ -222,7 +245,7 @@ def _observe(
         try:
             for module in modes:  # not by eval(), which models may have made do more
                 module.training = False
-            functional_call(model, buffers, arguments)
+            functional_call(model, buffers, arguments, example_kwargs)
         finally:
             for module, mode in modes.items():
                 module.training = mode

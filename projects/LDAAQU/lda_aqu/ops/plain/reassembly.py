@@ -39,14 +39,14 @@ def similarity(x: Tensor, query: Tensor, num_groups: int, num_points: int) -> li
     windows = _Windows(num_points, x.shape[2:], query.shape[2:])
     maps, on_grid = _split(x, num_groups), windows.put(_split(query, num_groups))
     products = on_grid.new_zeros(
-        (len(maps), num_points, *on_grid.shape[2:]), dtype=compute_dtype(x, query)
+        (maps.shape[0], num_points, *on_grid.shape[2:]), dtype=compute_dtype(x, query)
     )
     for channels in _chunks(on_grid):
         source = windows.expand(maps[:, channels].to(products.dtype))
         chunk = on_grid[:, channels].to(products.dtype)
         for n, window in enumerate(windows):
             products[:, n] += (source[window] * chunk).sum(1)
-    return [windows.take(products).reshape(len(x), num_groups, num_points, *query.shape[2:])]
+    return [windows.take(products).reshape(x.shape[0], num_groups, num_points, *query.shape[2:])]
 
 
 def spread(weights: Tensor, query: Tensor, height: int, width: int) -> list[Tensor]:
@@ -194,4 +194,4 @@ def _chunks(x: Tensor) -> Iterator[slice]:
 
 def _split(x: Tensor, num_groups: int) -> Tensor:
     """(N, C, ...) to (N * g, C / g, ...)."""
-    return x.reshape(len(x) * num_groups, x.shape[1] // num_groups, *x.shape[2:])
+    return x.reshape(x.shape[0] * num_groups, x.shape[1] // num_groups, *x.shape[2:])
