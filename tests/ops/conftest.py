@@ -5,8 +5,6 @@ import pytest
 import torch
 from lda_aqu.ops import cpp
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(autouse=True)
 def each_device(device) -> None:
@@ -14,11 +12,15 @@ def each_device(device) -> None:
 
 
 @pytest.fixture
-def instruction_set(request) -> Iterator[str]:
-    """Kernels of the instruction set that the test is parametrized with, where they can run."""
-    reason = cpp.unavailable(CPU)
-    if reason:
+def compiled_kernels() -> None:
+    """Skip where the C++ kernels cannot run."""
+    if reason := cpp.unavailable(torch.device("cpu")):
         pytest.skip(reason)
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512"])
+def instruction_set(request, compiled_kernels) -> Iterator[str]:
+    """Kernels of each instruction set, where they can run."""
     before = cpp.instruction_set()
     try:
         cpp.use_instruction_set(request.param)

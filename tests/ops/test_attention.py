@@ -7,6 +7,7 @@ import torch
 from gradients import gradcheck
 from lda_aqu.ops import local_deformable_attention as attend
 from random_tensors import normals
+from tensors import laid_out
 
 OP = torch.ops.lda_aqu.local_deformable_attention.default
 
@@ -65,11 +66,8 @@ def test_opcheck(seed, has_bias, backend):
 def test_results_lie_in_memory_as_the_inputs(layout, backend, exact):
     """Fake kernels promise strides, and a compiled graph relies on them."""
     query, key, value, offsets, bias, heads = sample_inputs(9, torch.float32)
-    value = {
-        "channels_last": value.to(memory_format=torch.channels_last),
-        "expanded": value[:, :, :, :1].expand(value.shape),
-        "transposed": value.mT.contiguous().mT,
-    }[layout].requires_grad_()
+    expanded = value[..., :1].expand(value.shape)
+    value = (expanded if layout == "expanded" else laid_out(value, layout)).requires_grad_()
     torch.library.opcheck(OP, (query, key, value, offsets, bias, heads, backend))
     expected = attend(query, key, value.detach().contiguous(), offsets, bias, heads, backend)
     actual = attend(query, key, value, offsets, bias, heads, backend)
@@ -80,18 +78,13 @@ def test_results_lie_in_memory_as_the_inputs(layout, backend, exact):
 def test_inputs_in_any_strides(layout, backend):
     *tensors, heads = sample_inputs(10)
 
-    def laid_out(x: torch.Tensor) -> torch.Tensor:
-        if layout == "transposed":
-            return x.mT.contiguous().mT
-        return torch.cat([x, x], -1)[..., : x.shape[-1]]
-
     def run(tensors: list) -> list[torch.Tensor]:
         tensors = [t.requires_grad_() for t in tensors]
         output = attend(*tensors, heads, backend)
         grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
         return [output, *torch.autograd.grad(output, tensors, grad)]
 
-    results = run([laid_out(t) for t in tensors])
+    results = run([laid_out(t, layout) for t in tensors])
     for actual, expected in zip(results, run(tensors), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 

@@ -8,11 +8,10 @@ import torch
 from gradients import gradcheck
 from lda_aqu.ops import cpp, predict_offsets
 from random_tensors import normals
+from tensors import LAYOUTS, laid_out, relative_error
 from torch.nn import functional as F
 
 OP = torch.ops.lda_aqu.predict_offsets.default
-CPU = torch.device("cpu")
-needs_cpp = pytest.mark.skipif(bool(cpp.unavailable(CPU)), reason="no compiled kernels")
 
 # batch, groups, channels of a group, height, width, k_e, k_u, offset range
 SHAPES = [
@@ -28,7 +27,6 @@ SHAPES = [
     # every remainder of the tiles of rows
     *((1, 1, 6, height, 18, 3, 1, 2.0) for height in (1, 2, 4, 7, 8, 9, 33, 66)),
 ]
-LAYOUTS = ["contiguous", "channels_last", "cut", "transposed"]
 # From the size that the network sees to that of the query which is resized to it; None: it is not.
 RESIZES = {
     "not": lambda height, width: None,
@@ -81,15 +79,6 @@ def compose(
     return [x, query] if size else [x]
 
 
-def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    return {
-        "contiguous": lambda: x,
-        "channels_last": lambda: x.contiguous(memory_format=torch.channels_last),
-        "cut": lambda: torch.cat([x, x], 3)[..., : x.shape[3]],
-        "transposed": lambda: x.mT.contiguous().mT,
-    }[layout]()
-
-
 def predict(inputs: tuple, backend: str, size: tuple | None) -> list[torch.Tensor]:
     """The offsets and, if there is a size, the query, resized to it."""
     offsets, query = predict_offsets(*inputs, size, backend)
@@ -120,11 +109,6 @@ def expected_of(
 def size_of(shape: tuple, resized: str) -> tuple[int, int] | None:
     """To which the query is resized."""
     return None if resized == "not" else shape[3:5]
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    largest = expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    return ((actual.double() - expected).abs().max() / largest).item()
 
 
 def test_matches_the_loops(backend):
@@ -168,7 +152,6 @@ def test_resizes_any_layout(layout, backend):
 @pytest.mark.cpu
 @pytest.mark.parametrize("resized", ["not", "halved"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("instruction_set", ("generic", "avx2", "avx512"), indirect=True)
 def test_every_instruction_set_in_float32(instruction_set, shape, resized):
     assert cpp.instruction_set() == instruction_set
     inputs, size = draw(shape, torch.float32, resized=resized), size_of(shape, resized)
@@ -179,8 +162,7 @@ def test_every_instruction_set_in_float32(instruction_set, shape, resized):
 
 
 @pytest.mark.cpu
-@needs_cpp
-def test_positions_in_wide_maps():
+def test_positions_in_wide_maps(compiled_kernels):
     """In float32 as exact as pixels are: positions are not rounded at all."""
     shape = (1, 1, 4, 3, 4001, 1, 1, 1.0)
     inputs, size = draw(shape, torch.float32, resized="halved"), shape[3:5]
@@ -189,8 +171,7 @@ def test_positions_in_wide_maps():
 
 
 @pytest.mark.cpu
-@needs_cpp
-def test_positions_that_are_rounded_over_a_pixel():
+def test_positions_that_are_rounded_over_a_pixel(compiled_kernels):
     """Every 31st row is 501 rows of the query on, but for rounding, which puts row 992 before."""
     inputs, size = draw((1, 1, 2, 501 * 40 + 1, 1, 1, 1, 1.0)), (31 * 40 + 1, 1)
     grads, expected = expected_of(inputs, size)
@@ -206,7 +187,6 @@ def chosen(shape: tuple, **changes: torch.Tensor) -> tuple:
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("instruction_set", ("generic", "avx2", "avx512"), indirect=True)
 def test_gelu_and_tanh_everywhere(instruction_set):
     """Over the whole range of their arguments, which a norm's bias, or the convolution's, give."""
     shape, zero = (1, 1, 4, 1, 1, 1, 5, 1.0), torch.zeros
@@ -372,9 +352,8 @@ def test_gradients_of_one_result_alone(used, backend):
 
 
 @pytest.mark.cpu
-@needs_cpp
 @pytest.mark.parametrize("resized", ["not", "halved"])
-def test_bits_do_not_depend_on_the_threads(resized):
+def test_bits_do_not_depend_on_the_threads(resized, compiled_kernels):
     shape, threads = (2, 2, 12, 70, 37, 3, 3, 2.0), torch.get_num_threads()
     inputs, size = draw(shape, torch.float32, resized=resized), size_of(shape, resized)
     grads = [grad.float() for grad in expected_of(inputs, size)[0]]

@@ -4,12 +4,12 @@ import pytest
 import torch
 from lda_aqu.ops.plain import offset_network as plain
 from lda_aqu.ops.triton import launch, offset_network
+from tensors import laid_out
 from triton_interpreter import (
     DOUBLE,
     TOLERANCES,
     assert_all_close,
     exact,
-    laid_out,
     large_blocks,  # noqa: F401  a fixture, as the next
     products_of_bfloat16,  # noqa: F401
     set_blocks,

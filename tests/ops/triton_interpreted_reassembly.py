@@ -6,12 +6,12 @@ from lda_aqu.ops import reassemble
 from lda_aqu.ops.layout import compute_dtype
 from lda_aqu.ops.plain import reassembly as plain
 from lda_aqu.ops.triton import launch, reassembly
+from tensors import laid_out
 from triton_interpreter import (
     DOUBLE,
     TOLERANCES,
     assert_all_close,
     exact,
-    laid_out,
     large_blocks,  # noqa: F401  a fixture
     set_blocks,
 )

@@ -47,15 +47,6 @@ def exact(inputs: Sequence) -> list:
     return [i.double() if isinstance(i, torch.Tensor) else i for i in inputs]
 
 
-def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    return {
-        "contiguous": lambda: x,
-        "channels_last": lambda: x.contiguous(memory_format=torch.channels_last),
-        "cut": lambda: torch.cat([x, x], 3)[..., : x.shape[3]],
-        "transposed": lambda: x.mT.contiguous().mT,
-    }[layout]()
-
-
 def assert_all_close(
     actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float
 ) -> None:
