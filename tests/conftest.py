@@ -200,10 +200,10 @@ def tiny_glyphs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run_tool(monkeypatch) -> Callable[..., int]:
+def run_tool(monkeypatch) -> Iterator[Callable[..., int]]:
     """Run a script in tools/ as a command, (name, *arguments); return its exit status."""
-    # A tool sets up logging for a process of its own.
-    logger = logging.getLogger("lda_aqu")
+    # A tool sets up logging, and threads, for a process of its own.
+    threads, logger = torch.get_num_threads(), logging.getLogger("lda_aqu")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", logger.propagate)
 
@@ -216,4 +216,5 @@ def run_tool(monkeypatch) -> Callable[..., int]:
             return end.code
         return 0
 
-    return run
+    yield run
+    torch.set_num_threads(threads)

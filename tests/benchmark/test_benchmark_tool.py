@@ -10,8 +10,8 @@ NO_SWEEPS = ("--sweep-sides", "--sweep-channels")
 PLAIN = "LDAAQU:backend=plain"
 
 
-def test_modules(run, tmp_path, capsys):
-    status = run(
+def test_modules(run_tool, tmp_path, capsys):
+    status = run_tool(
         *("benchmark.py", "modules", *TINY, "--only", PLAIN, "--batch-size", 2),
         *("--sweep-sides", 4, "--sweep-channels", "--output", tmp_path),
         *("--memory-format", "channels_last", "--autocast", "bfloat16"),
@@ -39,7 +39,7 @@ def test_modules(run, tmp_path, capsys):
     assert "| P3->P2 |" in (tmp_path / "modules.md").read_text()
 
 
-def test_nothing_is_timed_where_results_differ(run, tmp_path, capsys, monkeypatch):
+def test_nothing_is_timed_where_results_differ(run_tool, tmp_path, capsys, monkeypatch):
     build = Implementation.build
 
     def build_broken(self, channels):
@@ -49,8 +49,8 @@ def test_nothing_is_timed_where_results_differ(run, tmp_path, capsys, monkeypatc
         return module
 
     monkeypatch.setattr(Implementation, "build", build_broken)
-    only = ("--only", PLAIN, "Nearest")
-    status = run("benchmark.py", "modules", *TINY, *only, *NO_SWEEPS, "--output", tmp_path / "out")
+    args = ("--only", PLAIN, "Nearest", "--output", tmp_path / "out")
+    status = run_tool("benchmark.py", "modules", *TINY, *NO_SWEEPS, *args)
     assert status == 1
     out, err = capsys.readouterr()
     assert "error: these results differ, so nothing is timed" in err
@@ -59,10 +59,10 @@ def test_nothing_is_timed_where_results_differ(run, tmp_path, capsys, monkeypatc
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_models(run, tiny_config, tmp_path):
+def test_models(run_tool, tiny_config, tmp_path):
     baseline = tmp_path / "baseline.yaml"
     baseline.write_text(f'_BASE_: "{tiny_config}"\nMODEL: {{FPN: {{UPSAMPLER: "Nearest"}}}}\n')
-    status = run(
+    status = run_tool(
         *("benchmark.py", "models", "--config-file", tiny_config, "--baseline", baseline, *TINY),
         *(
             "--batch-size",
@@ -99,30 +99,30 @@ def test_models(run, tiny_config, tmp_path):
         (("models", "--config-file", "no.yaml", "--baseline", "no.yaml"), "'no.yaml' does not"),
     ],
 )
-def test_bad_input_is_one_line(run, tmp_path, capsys, args, message):
-    status = run("benchmark.py", *args, "--output", tmp_path)
+def test_bad_input_is_one_line(run_tool, tmp_path, capsys, args, message):
+    status = run_tool("benchmark.py", *args, "--output", tmp_path)
     assert status == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert message in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_one_line(run, tmp_path, capsys):
+def test_a_gpu_that_is_not_there_is_one_line(run_tool, tmp_path, capsys):
     args = ("modules", "--only", "Nearest", "--device", "cuda", "--output", tmp_path)
-    assert run("benchmark.py", *args) == 2
+    assert run_tool("benchmark.py", *args) == 2
     assert "--device cuda: this machine has no usable GPU" in capsys.readouterr().err
 
 
-def test_a_backend_that_cannot_run_is_one_line(run, capsys):
+def test_a_backend_that_cannot_run_is_one_line(run_tool, capsys):
     device = torch.device("cuda")
     reasons = {name: backend.unavailable(device) for name, backend in BACKENDS.items()}
     name, reason = next((name, reason) for name, reason in reasons.items() if reason)
     only = f"LDAAQU:backend={name}"
-    assert run("benchmark.py", "modules", "--only", only, "--device", "cuda") == 2
+    assert run_tool("benchmark.py", "modules", "--only", only, "--device", "cuda") == 2
     assert f"{name!r} cannot run on cuda: {reason}" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_one_line(run_tool, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert run("benchmark.py", "modules", *TINY, "--output", tmp_path / "file") == 2
+    assert run_tool("benchmark.py", "modules", *TINY, "--output", tmp_path / "file") == 2
     assert "cannot be written" in capsys.readouterr().err

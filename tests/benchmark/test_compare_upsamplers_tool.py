@@ -3,12 +3,12 @@ import json
 from PIL import Image
 
 
-def test_a_model_with_each_upsampler(run, tiny_config, tmp_path, capsys):
+def test_a_model_with_each_upsampler(run_tool, tiny_config, tmp_path, capsys):
     metrics = tmp_path / "metrics.json"
     metrics.write_text('{"bbox/AP": 12.25}\n')
     output = tmp_path / "out"
     names = ["Nearest", "LDAAQU", "LDAAQU:reduction=8"]
-    status = run(
+    status = run_tool(
         *("compare_upsamplers.py", "--config-file", tiny_config, "--only", *names),
         *("--size", "64x96", "--repeats", 1, "--threads", 1, "--output", output),
         *("--results", f"LDAAQU={metrics}"),
@@ -27,8 +27,8 @@ def test_a_model_with_each_upsampler(run, tiny_config, tmp_path, capsys):
         assert picture.width > 500
 
 
-def test_a_config_without_the_key_is_one_line(run, tiny_config, tmp_path, capsys):
-    status = run(
+def test_a_config_without_the_key_is_one_line(run_tool, tiny_config, tmp_path, capsys):
+    status = run_tool(
         *("compare_upsamplers.py", "--config-file", tiny_config, "--only", "Nearest"),
         *("--size", "64x64", "--output", tmp_path / "out"),
         *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),

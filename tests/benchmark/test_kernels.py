@@ -68,9 +68,9 @@ def test_bytes():
     assert written == (32 * 9 + 2 * 32 + 18 * 32 * 9 + 18) * FLOAT and read == parts * written
 
 
-def test_table(run, tmp_path, monkeypatch):
+def test_table(run_tool, tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_table, "resources", lambda launch: Resources(128, 40, 0, 1024))
-    assert run("benchmark.py", "kernels", "--size", "32x64", "--output", tmp_path) == 0
+    assert run_tool("benchmark.py", "kernels", "--size", "32x64", "--output", tmp_path) == 0
     content = json.loads((tmp_path / "kernels.json").read_text())
     assert content["machine"]["batch_size"] == 2
     rows = {(row["pass"], row["operation"]): row for row in content["kernels"]}
@@ -88,13 +88,13 @@ def test_table(run, tmp_path, monkeypatch):
     assert (tmp_path / "kernels.md").read_text().count("| backward |") == 20 + 1
 
 
-def test_interpreted_is_one_line(run, tmp_path, capsys, monkeypatch):
+def test_interpreted_is_one_line(run_tool, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert run("benchmark.py", "kernels", "--output", tmp_path) == 2
+    assert run_tool("benchmark.py", "kernels", "--output", tmp_path) == 2
     assert "error: TRITON_INTERPRET=1: kernels are not compiled" in capsys.readouterr().err
 
 
-def test_without_triton_is_one_line(run, tmp_path, capsys, monkeypatch):
+def test_without_triton_is_one_line(run_tool, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert run("benchmark.py", "kernels", "--output", tmp_path) == 2
+    assert run_tool("benchmark.py", "kernels", "--output", tmp_path) == 2
     assert "error: kernels are compiled by Triton, which is missing" in capsys.readouterr().err

@@ -1,9 +1,8 @@
 """tools/convert_checkpoint.py as a user runs it, and train_net.py on what it writes."""
 
 import json
-import runpy
 import subprocess
-import sys
+from functools import partial
 
 import forked
 import pytest
@@ -11,23 +10,13 @@ import torch
 from paths import ROOT
 from published_checkpoint import published_checkpoint, published_shapes, random_weights
 
-TOOL = ROOT / "tools" / "convert_checkpoint.py"
 OPTS = ("MODEL.FPN.TOPOLOGY", "published", "MODEL.FPN.NORM", "")
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(run_tool):
     """Run the tool as a command; return its exit status."""
-
-    def run(*args: object) -> int:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return run
+    return partial(run_tool, "convert_checkpoint.py")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 import json
 import logging
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,6 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-TOOL = Path(__file__).parents[2] / "tools" / "generate_glyphs.py"
 COUNTS = {"train": 24, "val": 6}
 THING_IDS = [c["id"] for c in GLYPHS_CATEGORIES if c["isthing"]]
 STUFF_IDS = [c["id"] for c in GLYPHS_CATEGORIES if not c["isthing"]]
@@ -347,20 +344,14 @@ def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, change, me
 # The command line
 
 
-def run_tool(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
-    runpy.run_path(str(TOOL), run_name="__main__")
-
-
-def test_command_writes_into_the_datasets_folder_and_says_where(tmp_path, monkeypatch, capsys):
+def test_command_writes_into_the_datasets_folder(tmp_path, monkeypatch, run_tool, capsys):
+    """And says where."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    run_tool(monkeypatch, "--train", "2", "--val", "1", "--size", "64")
+    assert run_tool("generate_glyphs.py", "--train", 2, "--val", 1, "--size", 64) == 0
     assert str(tmp_path / "glyphs") in capsys.readouterr().out
     assert len(list((tmp_path / "glyphs" / "train").iterdir())) == 2
 
 
-def test_command_reports_a_mistake_in_one_line(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        run_tool(monkeypatch, "--output", str(tmp_path / "glyphs"), "--size", "7")
-    assert exit_info.value.code == 2
+def test_command_reports_a_mistake_in_one_line(tmp_path, run_tool, capsys):
+    assert run_tool("generate_glyphs.py", "--output", tmp_path / "glyphs", "--size", 7) == 2
     assert capsys.readouterr().err == "error: the image size must be from 64 to 1024, not 7\n"

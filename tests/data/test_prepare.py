@@ -1,7 +1,5 @@
 import json
 import logging
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,6 @@ from lda_aqu.data.glyphs import generate_glyphs
 from lda_aqu.data.prepare import prepare_ade20k, prepare_panoptic_stuff
 from lda_aqu.errors import InputError
 from PIL import Image
-
-TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def save(path: Path, pixels) -> None:
@@ -287,31 +283,24 @@ def test_output_that_cannot_be_written(panoptic, tmp_path):
 # The command lines
 
 
-def run_tool(monkeypatch, name: str, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(TOOLS / name), run_name="__main__")
-
-
-def test_ade20k_command(ade20k, tmp_path, monkeypatch, capsys):
+def test_ade20k_command(ade20k, tmp_path, run_tool, capsys):
     output = tmp_path / "output"
-    run_tool(monkeypatch, "prepare_ade20k.py", "--root", ade20k, "--output", output)
+    assert run_tool("prepare_ade20k.py", "--root", ade20k, "--output", output) == 0
     assert str(output / "annotations_detectron2") in capsys.readouterr().out
     assert (output / "annotations_detectron2" / "validation" / "c.png").exists()
     assert not (ade20k / "annotations_detectron2").exists()
 
 
-def test_panoptic_command_writes_into_the_datasets_folder(panoptic, monkeypatch, capsys):
+def test_panoptic_command_writes_into_the_datasets_folder(panoptic, monkeypatch, run_tool, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(panoptic.parent))
-    run_tool(monkeypatch, "prepare_panoptic_stuff.py", "--splits", "val", "--workers", 1)
+    assert run_tool("prepare_panoptic_stuff.py", "--splits", "val", "--workers", 1) == 0
     assert str(panoptic / "panoptic_stuff_val") in capsys.readouterr().out
     assert (panoptic / "panoptic_stuff_val" / "x.png").exists()
 
 
 @pytest.mark.parametrize("tool", ["prepare_ade20k.py", "prepare_panoptic_stuff.py"])
-def test_commands_report_a_mistake_in_one_line(tmp_path, monkeypatch, capsys, tool):
-    with pytest.raises(SystemExit) as exit_info:
-        run_tool(monkeypatch, tool, "--root", tmp_path / "none")
-    assert exit_info.value.code == 2
+def test_commands_report_a_mistake_in_one_line(tmp_path, run_tool, capsys, tool):
+    assert run_tool(tool, "--root", tmp_path / "none") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "none" in error

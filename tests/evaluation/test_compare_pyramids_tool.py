@@ -1,7 +1,5 @@
-import logging
 import re
-import runpy
-import sys
+from functools import partial
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import pytest
@@ -9,30 +7,17 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from lda_aqu.engine import load_config
-from paths import ROOT
 
 
 @pytest.fixture
-def run(tiny_config, tmp_path, monkeypatch):
+def run(run_tool, tiny_config, tmp_path):
     """Run the tool with random weights of a Nearest baseline; return its exit status."""
-    logger = logging.getLogger("lda_aqu")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", logger.propagate)
     baseline = tmp_path / "baseline.yaml"
     baseline.write_text(f'_BASE_: "{tiny_config}"\nMODEL: {{FPN: {{UPSAMPLER: "Nearest"}}}}\n')
     torch.manual_seed(0)
     DetectionCheckpointer(build_model(load_config(str(baseline), [])), str(tmp_path)).save("near")
-
-    def run(*args: object) -> int:
-        path = str(ROOT / "tools" / "compare_pyramids.py")
-        options = ("--config-file", tiny_config, "--baseline", baseline, "--limit", 2)
-        weights = ("--weights", tmp_path / "near.pth")
-        monkeypatch.setattr(sys, "argv", [path, *map(str, (*options, *weights, *args))])
-        with pytest.raises(SystemExit) as exit_info:
-            runpy.run_path(path, run_name="__main__")
-        return exit_info.value.code
-
-    return run
+    options = ("--config-file", tiny_config, "--baseline", baseline, "--limit", 2)
+    return partial(run_tool, "compare_pyramids.py", *options, "--weights", tmp_path / "near.pth")
 
 
 def changes(capsys) -> dict[str, float]:

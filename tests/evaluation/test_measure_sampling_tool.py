@@ -1,7 +1,5 @@
-import logging
 import re
-import runpy
-import sys
+from functools import partial
 
 import lda_aqu.modeling  # noqa: F401  (registers the builders)
 import pytest
@@ -9,15 +7,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from lda_aqu.engine import load_config
-from paths import ROOT
 
 
 @pytest.fixture
-def run(tiny_config, tmp_path, monkeypatch):
+def run(run_tool, tiny_config, tmp_path):
     """Run the tool on one or more models whose weights are random; return its exit status."""
-    logger = logging.getLogger("lda_aqu")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", logger.propagate)
     for seed in range(2):
         torch.manual_seed(seed)
         model = build_model(load_config(str(tiny_config), []))
@@ -25,15 +19,7 @@ def run(tiny_config, tmp_path, monkeypatch):
             if "conv_offset" in name:
                 torch.nn.init.normal_(parameter, std=0.1 + 0.2 * seed)
         DetectionCheckpointer(model, str(tmp_path)).save(f"seed_{seed}")
-
-    def run(*args: object) -> int:
-        path = str(ROOT / "tools" / "measure_sampling.py")
-        monkeypatch.setattr(sys, "argv", [path, "--config-file", *map(str, (tiny_config, *args))])
-        with pytest.raises(SystemExit) as exit_info:
-            runpy.run_path(path, run_name="__main__")
-        return exit_info.value.code
-
-    return run
+    return partial(run_tool, "measure_sampling.py", "--config-file", tiny_config)
 
 
 def test_several_models_are_taken_together(run, tmp_path, capsys):
