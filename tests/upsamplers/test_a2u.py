@@ -1,8 +1,10 @@
+from functools import partial
+
 import numpy as np
 import oracle
 import pytest
 import torch
-from lda_aqu import build_upsampler
+from randomized import assert_matches, randomized
 
 
 def average_pool(image: np.ndarray, size: int) -> np.ndarray:
@@ -66,24 +68,10 @@ def a2u(
     ],
 )
 def test_matches_the_loops(input_size, guide_size, options):
-    torch.manual_seed(0)
     options = {"norm_groups": 2, **options}
-    upsampler = build_upsampler("A2U", 6, **options).double()
-    for parameter in upsampler.parameters():
-        torch.nn.init.normal_(parameter)
+    upsampler = randomized("A2U", 6, std=1, **options).double()
     x = torch.randn(2, 6, *input_size).double()
     guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
-    state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
     k, size = options.get("kernel_size", 3), options.get("encoder_kernel_size", 6)
-    with torch.no_grad():
-        y = upsampler(x, guide)
-    for n in range(2):
-        expected = a2u(
-            x[n].numpy(force=True),
-            guide[n].numpy(force=True),
-            state,
-            k,
-            size,
-            options["norm_groups"],
-        )
-        torch.testing.assert_close(y[n], torch.as_tensor(expected), rtol=1e-9, atol=1e-11)
+    loops = partial(a2u, k=k, size=size, groups=options["norm_groups"])
+    assert_matches(upsampler, loops, x, guide)

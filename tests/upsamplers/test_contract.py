@@ -12,7 +12,6 @@ CHANNELS = 32
 
 @pytest.fixture(params=UPSAMPLER_REGISTRY.unguided())
 def module(request):
-    torch.manual_seed(0)
     return randomized(request.param, CHANNELS)
 
 

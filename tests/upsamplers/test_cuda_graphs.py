@@ -15,7 +15,6 @@ CHANNELS = 32
 def test_replayed_forward_and_backward(device, name, dtype):
     if device.type != "cuda":
         pytest.skip("CUDA graphs need a GPU")
-    torch.manual_seed(0)
     module = randomized(name, CHANNELS)
     is_guided = name not in UPSAMPLER_REGISTRY.unguided()
 

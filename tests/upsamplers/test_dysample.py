@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import oracle
@@ -6,7 +7,7 @@ import pytest
 import torch
 from lda_aqu import build_upsampler
 from lda_aqu.errors import InputError
-from randomized import randomized
+from randomized import assert_matches, randomized
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,11 +58,7 @@ def test_matches_the_loops(style, dynamic, scale, groups, size):
     options = {"style": style, "num_groups": groups, "dynamic_scope": dynamic}
     module = randomized("DySample", channels, scale, std=1.0, **options).double()
     x = torch.randn(2, channels, *size, dtype=torch.float64)
-    state = {key: value.numpy(force=True) for key, value in module.state_dict().items()}
-    expected = np.stack(
-        [loops(image, state, scale, style, groups) for image in x.numpy(force=True)]
-    )
-    torch.testing.assert_close(module(x).detach(), torch.as_tensor(expected))
+    assert_matches(module, partial(loops, scale=scale, style=style, groups=groups), x)
 
 
 @pytest.mark.parametrize("style, dynamic", FORMS)

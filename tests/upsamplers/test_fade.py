@@ -2,7 +2,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from lda_aqu import build_upsampler
+from randomized import assert_matches, randomized
 
 
 def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
@@ -47,15 +47,7 @@ def fade(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.n
     ],
 )
 def test_matches_the_loops(name, options, input_size, guide_size, others):
-    torch.manual_seed(0)
-    upsampler = build_upsampler(name, 6, **options, **others).double()
-    for parameter in upsampler.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    upsampler = randomized(name, 6, std=0.5, **options, **others).double()
     x = torch.randn(2, 6, *input_size).double()
     guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
-    state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
-    with torch.no_grad():
-        y = upsampler(x, guide)
-    for n in range(2):
-        expected = torch.as_tensor(fade(x[n].numpy(force=True), guide[n].numpy(force=True), state))
-        torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)
+    assert_matches(upsampler, fade, x, guide)

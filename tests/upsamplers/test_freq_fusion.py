@@ -4,6 +4,7 @@ import pytest
 import torch
 from lda_aqu import build_upsampler
 from random_tensors import normals
+from randomized import assert_matches, randomized
 from torch.nn import functional as F
 
 GROUPS = 2
@@ -62,19 +63,11 @@ def freq_fusion(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) 
     ],
 )
 def test_matches_the_loops(input_size, guide_size, options):
-    torch.manual_seed(0)
     options = {"compressed_channels": 5, "num_groups": GROUPS, **options}
-    upsampler = build_upsampler("FreqFusion", 6, **options).double()
-    for parameter in upsampler.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    upsampler = randomized("FreqFusion", 6, std=0.5, **options).double()
     x = torch.randn(2, 6, *input_size).double()
     guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
-    state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
-    with torch.no_grad():
-        y = upsampler(x, guide)
-    for n in range(2):
-        expected = freq_fusion(x[n].numpy(force=True), guide[n].numpy(force=True), state)
-        torch.testing.assert_close(y[n], torch.as_tensor(expected), rtol=1e-9, atol=1e-11)
+    assert_matches(upsampler, freq_fusion, x, guide)
 
 
 def test_starts_as_means_of_windows():

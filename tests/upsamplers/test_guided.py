@@ -5,21 +5,12 @@ import torch
 from gradients import gradcheck
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
 from lda_aqu.errors import InputError
-from lda_aqu.upsamplers import GuidedUpsampler
 from random_tensors import normals
+from randomized import randomized
 from torch import Tensor
 
 NAMES = [n for n in UPSAMPLER_REGISTRY if n not in UPSAMPLER_REGISTRY.unguided()]
 CHANNELS = 32
-
-
-def build(name: str, seed: int = 0, **options: object) -> GuidedUpsampler:
-    """With random parameters, so that everything in it matters."""
-    torch.manual_seed(seed)
-    upsampler = build_upsampler(name, CHANNELS, **options)
-    for parameter in upsampler.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return upsampler
 
 
 def maps(
@@ -44,7 +35,7 @@ def test_the_guided_are_those():
 )
 def test_the_output_has_the_guides_size_and_both_maps_matter(name, input_size, guide_size):
     x, guide = (m.requires_grad_() for m in maps(input_size, guide_size))
-    upsampler = build(name)
+    upsampler = randomized(name, CHANNELS)
     y = upsampler(x, guide)
     assert y.shape == guide.shape and y.dtype == x.dtype
     y.square().sum().backward()
@@ -60,7 +51,7 @@ def test_the_output_has_the_guides_size_and_both_maps_matter(name, input_size, g
 def test_a_guide_of_other_channels(name, guide_channels):
     options = {"norm_groups": 8} if name == "A2U" else {}
     x, guide = (m.requires_grad_() for m in maps((3, 4), (6, 7), guide_channels=guide_channels))
-    upsampler = build(name, guide_channels=guide_channels, **options)
+    upsampler = randomized(name, CHANNELS, guide_channels=guide_channels, **options)
     y = upsampler(x, guide)
     assert y.shape == (2, CHANNELS, 6, 7)
     y.square().sum().backward()
@@ -73,17 +64,17 @@ def test_a_guide_of_other_channels(name, guide_channels):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_guide_has_the_inputs_channels_if_not_told(name):
     def shapes(**options: int) -> dict[str, torch.Size]:
-        return {k: v.shape for k, v in build(name, **options).state_dict().items()}
+        return {k: v.shape for k, v in randomized(name, CHANNELS, **options).state_dict().items()}
 
     assert shapes() == shapes(guide_channels=CHANNELS)
     with pytest.raises(InputError, match="guide_channels must be positive, got 0"):
-        build(name, guide_channels=0)
+        randomized(name, CHANNELS, guide_channels=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_empty_batch(name):
     x, guide = (m.requires_grad_() for m in maps((3, 4), (6, 8), batch=0))
-    y = build(name)(x, guide)
+    y = randomized(name, CHANNELS)(x, guide)
     assert y.shape == guide.shape
     y.sum().backward()
     assert x.grad.shape == x.shape
@@ -91,7 +82,7 @@ def test_empty_batch(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_of_a_batch_are_independent(name):
-    upsampler = build(name).eval().double()
+    upsampler = randomized(name, CHANNELS).eval().double()
     x, guide = (m.double() for m in maps((3, 4), (6, 8)))
     together = upsampler(x, guide)
     apart = [upsampler(x[n : n + 1], guide[n : n + 1]) for n in range(2)]
@@ -101,7 +92,7 @@ def test_images_of_a_batch_are_independent(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guide_size", [(4, 6), (3, 5)])
 def test_gradients(name, guide_size):
-    upsampler = build(name).double()
+    upsampler = randomized(name, CHANNELS).double()
     x, guide = (m.double().requires_grad_() for m in maps((2, 3), guide_size))
     names, parameters = zip(*upsampler.named_parameters(), strict=True)
 
@@ -114,7 +105,7 @@ def test_gradients(name, guide_size):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_formats_agree(name):
-    upsampler = build(name).double()
+    upsampler = randomized(name, CHANNELS).double()
     x, guide = (m.double() for m in maps((3, 4), (6, 8)))
     expected = upsampler(x, guide)
     x, guide, upsampler = (m.to(memory_format=torch.channels_last) for m in (x, guide, upsampler))
@@ -123,7 +114,7 @@ def test_memory_formats_agree(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast(name, device):
-    upsampler = build(name)
+    upsampler = randomized(name, CHANNELS)
     for parameter in upsampler.parameters():
         parameter.data /= 3  # softmaxes that are not one-hot, which rounding could turn over
     x, guide = (m.requires_grad_() for m in maps((3, 4), (6, 8)))

@@ -12,7 +12,6 @@ CHANNELS = 32
 @pytest.fixture(params=UPSAMPLER_REGISTRY)
 def graph(request) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """An upsampler's output in float64, and all that it depends on."""
-    torch.manual_seed(0)
     module = randomized(request.param, CHANNELS).double()
     sizes = [(3, 3), (6, 6)][: 1 + isinstance(module, GuidedUpsampler)]
     maps = [torch.randn(1, CHANNELS, *s, dtype=torch.float64, requires_grad=True) for s in sizes]

@@ -3,6 +3,7 @@ import oracle
 import pytest
 import torch
 from lda_aqu import build_upsampler
+from randomized import assert_matches
 
 
 def index_net(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
@@ -35,11 +36,4 @@ def test_matches_the_loops(input_size, guide_size, guide_channels):
             tensor.uniform_(0.1, 2).sub_(1 if tensor.dim() == 4 else 0)
     x = torch.randn(2, 5, *input_size).double()
     guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
-    state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
-    with torch.no_grad():
-        y = upsampler(x, guide)
-    for n in range(2):
-        expected = torch.as_tensor(
-            index_net(x[n].numpy(force=True), guide[n].numpy(force=True), state)
-        )
-        torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)
+    assert_matches(upsampler, index_net, x, guide)

@@ -9,6 +9,7 @@ import torch
 from gradients import gradcheck
 from lda_aqu import LDAAQU
 from lda_aqu.errors import InputError
+from randomized import randomized
 from torch.nn import functional as F
 
 PUBLISHED_NAMES = {
@@ -22,15 +23,6 @@ PUBLISHED_NAMES = {
     "range_factor": "offset_range",
     "rpb": "position_bias",
 }
-
-
-def randomized(seed: int = 0, **options) -> LDAAQU:
-    """A module with random parameters everywhere, so that offsets and biases matter."""
-    torch.manual_seed(seed)
-    module = LDAAQU(**options)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return module
 
 
 def largest_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -57,7 +49,6 @@ def test_matches_the_published_implementation(golden, name, dtype, tolerance):
 
 
 SWEEP = [
-    # channels, input size, output size, options
     (8, (5, 3), (10, 6), {}),
     (8, (4, 7), (4, 7), {}),
     (16, (3, 5), (9, 15), {"num_heads": 2, "num_groups": 4}),
@@ -72,10 +63,9 @@ SWEEP = [
 ]
 
 
-@pytest.mark.parametrize("case", range(len(SWEEP)))
-def test_matches_the_loops(case):
-    channels, input_size, output_size, options = SWEEP[case]
-    module = randomized(case, in_channels=channels, **options).double()
+@pytest.mark.parametrize("channels, input_size, output_size, options", SWEEP)
+def test_matches_the_loops(channels, input_size, output_size, options):
+    module = randomized("LDAAQU", channels, **options).double()
     x = torch.randn(2, channels, *input_size, dtype=torch.float64)
     expected = oracle.lda_aqu(
         x.numpy(force=True),
@@ -92,7 +82,7 @@ def test_matches_the_loops(case):
 
 @pytest.mark.parametrize("options", [{}, {"num_heads": 2, "position_bias": False}])
 def test_gradients(options):
-    module = randomized(in_channels=16, **options).double()
+    module = randomized("LDAAQU", 16, **options).double()
     x = torch.randn(1, 16, 3, 4, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*module.named_parameters(), strict=True)
 
@@ -137,7 +127,7 @@ def test_empty_batch():
 
 
 def test_memory_formats_agree():
-    module = randomized(in_channels=16)
+    module = randomized("LDAAQU", 16)
     x = torch.randn(2, 16, 5, 7)
     expected = module(x)
     for other in (
@@ -150,7 +140,7 @@ def test_memory_formats_agree():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    module = randomized(in_channels=16, offset_range=2.0)
+    module = randomized("LDAAQU", 16, offset_range=2.0)
     x = torch.randn(1, 16, 6, 5)
     expected = module(x)
     x = x.to(dtype).requires_grad_()
@@ -162,7 +152,7 @@ def test_half_precision(dtype):
 
 
 def test_compiles_with_inductor_once_for_all_sizes(inductor):
-    module = randomized(in_channels=16)
+    module = randomized("LDAAQU", 16)
 
     def run(function, x: torch.Tensor) -> list[torch.Tensor]:
         x = x.clone().requires_grad_()
@@ -180,7 +170,7 @@ def test_compiles_with_inductor_once_for_all_sizes(inductor):
 
 
 def test_autocast(device):
-    module = randomized(in_channels=16, offset_range=2.0)
+    module = randomized("LDAAQU", 16, offset_range=2.0)
     x = torch.randn(1, 16, 6, 5)
     expected = module(x)
     with torch.autocast(device.type, torch.bfloat16):
@@ -193,7 +183,7 @@ def test_autocast(device):
 
 def test_autocast_of_a_half_precision_map_computes_in_float32(device):
     """The attention itself must not fall to the precision that autocast asks of its parts."""
-    module = randomized(in_channels=16, offset_range=0.0)
+    module = randomized("LDAAQU", 16, offset_range=0.0)
     x = torch.randn(1, 16, 6, 5).bfloat16()
     with torch.autocast(device.type, torch.bfloat16):
         assert module(x).dtype == torch.bfloat16
@@ -271,7 +261,7 @@ def test_offsets_learn_to_reach_beyond_the_window():
     [({}, None), ({"num_heads": 2, "num_groups": 1}, (7, 5)), ({"kernel_size": 1}, (1, 9))],
 )
 def test_sampling_says_what_the_module_reads(options, output_size):
-    module = randomized(in_channels=16, **options).double()
+    module = randomized("LDAAQU", 16, **options).double()
     x = torch.randn(2, 16, 4, 3, dtype=torch.float64)
     with torch.no_grad():
         y = module(x, output_size)

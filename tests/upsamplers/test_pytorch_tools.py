@@ -35,7 +35,6 @@ EVERY_LAYER = [(name, layer) for name, layers in LAYERS.items() for layer in lay
 
 
 def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
     return randomized(name, CHANNELS)
 
 

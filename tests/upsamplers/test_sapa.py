@@ -1,8 +1,11 @@
+from functools import partial
+
 import numpy as np
 import oracle
 import pytest
 import torch
 from lda_aqu import build_upsampler
+from randomized import assert_matches, randomized
 
 
 def sapa(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int) -> np.ndarray:
@@ -34,21 +37,10 @@ def sapa(x: np.ndarray, guide: np.ndarray, state: dict[str, np.ndarray], k: int)
     ],
 )
 def test_matches_the_loops(input_size, guide_size, options):
-    torch.manual_seed(0)
-    upsampler = build_upsampler("SAPAB", 6, **options).double()
-    for parameter in upsampler.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    upsampler = randomized("SAPAB", 6, std=0.5, **options).double()
     x = torch.randn(2, 6, *input_size).double()
     guide = torch.randn(2, upsampler.guide_channels, *guide_size).double()
-    state = {key: value.numpy(force=True) for key, value in upsampler.state_dict().items()}
-    with torch.no_grad():
-        y = upsampler(x, guide)
-    for n in range(2):
-        k = options.get("kernel_size", 5)
-        expected = torch.as_tensor(
-            sapa(x[n].numpy(force=True), guide[n].numpy(force=True), state, k)
-        )
-        torch.testing.assert_close(y[n], expected, rtol=1e-9, atol=1e-11)
+    assert_matches(upsampler, partial(sapa, k=options.get("kernel_size", 5)), x, guide)
 
 
 def test_points_are_affiliated_to_what_they_resemble():
