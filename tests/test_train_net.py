@@ -7,16 +7,13 @@ import sys
 import forked
 import pytest
 import torch
+from engine.runs import metrics
 from lda_aqu.engine.output_folder import lock_output
 from paths import ROOT
 
 
 def run(config, *args: object) -> subprocess.CompletedProcess:
     return forked.run(ROOT / "train_net.py", "--config-file", config, *args)
-
-
-def metrics(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
 def test_train_then_evaluate(tiny_config, tmp_path):

@@ -68,6 +68,14 @@ def assert_saved_by_sigterm(config: Path, output: Path) -> None:
     assert "Traceback" not in printed
 
 
+def assert_one_line(config: Path, *words: str) -> None:
+    """Assert that a run has printed one error, which has these words."""
+    printed = log(config)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and all(word in errors[0] for word in words), printed
+    assert "Traceback" not in printed
+
+
 def metrics(output: Path) -> list[dict[str, float]]:
     """The records of a run, without those of the clock."""
     lines = (output / "metrics.json").read_text().splitlines()

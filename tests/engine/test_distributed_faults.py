@@ -2,20 +2,11 @@
 
 import shutil
 from functools import partial
-from pathlib import Path
 
 import runs
 
 OPTS = "SEED", 3, "DATASETS.TEST", "()"
 start, finish = (partial(f, processes=2) for f in (runs.start, runs.finish))
-
-
-def assert_one_line(config: Path, *words: str) -> None:
-    """Assert that a training has printed one error, which has these words."""
-    printed = runs.log(config)
-    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and all(word in errors[0] for word in words), printed
-    assert "Traceback" not in printed
 
 
 def test_sigterm_ends_both_processes_and_they_go_on(tiny_config, tmp_path):
@@ -40,7 +31,7 @@ def test_an_image_that_one_process_cannot_read_ends_both(tiny_config, tiny_coco,
     config = tiny_config.read_text().replace(f'"{tiny_coco}/images"', f'"{images}"')
     tiny_config.write_text(config)
     assert finish(tiny_config, *OPTS, "SOLVER.MAX_ITER", 50) == 2
-    assert_one_line(tiny_config, str(damaged))
+    runs.assert_one_line(tiny_config, str(damaged))
 
 
 def test_losses_that_are_no_numbers_end_both_processes(tiny_config, tmp_path):
@@ -49,5 +40,5 @@ def test_losses_that_are_no_numbers_end_both_processes(tiny_config, tmp_path):
         *("SOLVER.CLIP_GRADIENTS.ENABLED", False),
     )
     assert finish(tiny_config, *OPTS, *opts) == 2
-    assert_one_line(tiny_config, "iteration ", "SOLVER.BASE_LR")
+    runs.assert_one_line(tiny_config, "iteration ", "SOLVER.BASE_LR")
     assert list((tmp_path / "output").glob("non_finite_loss_[01].json"))

@@ -19,18 +19,11 @@ from lda_aqu.files import make_folder
 SHORT = ("SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()", "SEED", 1)
 
 
-def assert_one_line(config: Path, *words: str) -> None:
-    text = runs.log(config)
-    assert "Traceback" not in text
-    errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and all(word in errors[0] for word in words), text[-2000:]
-
-
 def test_a_loss_that_is_no_number_ends_the_run(tiny_config, tmp_path):
     opts = (*SHORT, "SOLVER.MAX_ITER", 50, "SOLVER.BASE_LR", 1e8, "SOLVER.WARMUP_ITERS", 0)
     assert runs.finish(tiny_config, *opts, "SOLVER.CLIP_GRADIENTS.ENABLED", False) == 2
     path = tmp_path / "output" / "non_finite_loss_0.json"
-    assert_one_line(tiny_config, "iteration ", "loss_", str(path), "SOLVER.BASE_LR")
+    runs.assert_one_line(tiny_config, "iteration ", "loss_", str(path), "SOLVER.BASE_LR")
     report = json.loads(path.read_text())
     assert report["iteration"] > 0 and report["error"]
     assert len(report["file_names"]) == 2 and all(map(Path.exists, map(Path, report["file_names"])))
@@ -61,7 +54,7 @@ def test_losses_that_are_numbers_pass():
 def test_a_sampler_that_cannot_be_built_is_one_line(tiny_config):
     opts = (*SHORT, "DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler")
     assert runs.finish(tiny_config, *opts) == 2
-    assert_one_line(tiny_config, "the training cannot be built")
+    runs.assert_one_line(tiny_config, "the training cannot be built")
 
 
 def test_annotations_that_are_gone_or_changed_when_they_are_needed(
@@ -90,7 +83,7 @@ def test_an_unreadable_image_ends_the_run(tiny_config, tiny_coco, tmp_path):
     config = tiny_config.read_text().replace(f'"{tiny_coco}/images"', f'"{images}"')
     tiny_config.write_text(config)
     assert runs.finish(tiny_config, *SHORT, "DATALOADER.NUM_WORKERS", 1) == 2
-    assert_one_line(tiny_config, "dataset tiny: image file", ".png' or its labels cannot be read")
+    runs.assert_one_line(tiny_config, "tiny: image file", ".png' or its labels cannot be read")
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_config):
@@ -102,7 +95,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_config):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2
-    assert_one_line(tiny_config, "model_0000001.pth' cannot be written: ", "File too large")
+    runs.assert_one_line(tiny_config, "model_0000001.pth' cannot be written: ", "File too large")
 
 
 def test_a_fault_of_a_file_is_one_line_of_any_command(capsys):
