@@ -21,6 +21,7 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from lda_aqu.engine import Checkpointer, check_datasets, check_model, load_config
+from lda_aqu.engine.config_merge import config_items
 from lda_aqu.errors import InputError
 from lda_aqu.upsamplers import build_upsampler
 from paths import ROOT
@@ -73,13 +74,6 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-def keys(node: dict, prefix: str = "") -> list[str]:
-    result = []
-    for name, value in node.items():
-        result += keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-    return result
-
-
 def misspell(key: str, rng: random.Random) -> str:
     place = rng.randrange(len(key))
     return key[:place] + rng.choice(["", "_", "X", ".", key[place] * 2]) + key[place + 1 :]
@@ -93,7 +87,7 @@ def nest(key: str, value: Any) -> dict:
 
 @pytest.fixture(scope="module")
 def known_keys() -> list[str]:
-    return keys(load_config("", []))
+    return [key for key, _ in config_items(load_config("", []))]
 
 
 @pytest.mark.parametrize("form", ["options", "file"])

@@ -7,6 +7,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from lda_aqu.engine import Trainer, load_config
+from lda_aqu.engine.config_merge import config_items
 from lda_aqu.upsamplers import Upsampler
 from paths import ROOT
 
@@ -22,17 +23,8 @@ def load(name: str) -> CfgNode:
     return load_config(str(ROOT / name), ["MODEL.WEIGHTS", ""])
 
 
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    """All values by their dotted keys."""
-    result = {}
-    for key, value in cfg.items():
-        nested = isinstance(value, CfgNode)
-        result |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return result
-
-
 def differences(a: CfgNode, b: CfgNode) -> set[str]:
-    a, b = flatten(a), flatten(b)
+    a, b = dict(config_items(a)), dict(config_items(b))
     return {key for key in a | b if a.get(key) != b.get(key)}
 
 
@@ -72,7 +64,7 @@ def test_twins_differ_in_the_upsamplers_alone(name):
         expected["MODEL.SEM_SEG_HEAD.UPSAMPLER"] = "Bilinear"
     assert upsampler.capitalize() in expected.values()
     assert differences(baseline, twin) == expected.keys()
-    baseline, twin = flatten(baseline), flatten(twin)
+    baseline, twin = dict(config_items(baseline)), dict(config_items(twin))
     assert {key: baseline[key] for key in expected} == expected
     assert {twin[key] for key in expected} == {"LDAAQU"}
 
@@ -93,7 +85,7 @@ def test_every_config_has_a_baseline():
 )
 def test_coco_twins_are_detectron2s_own_recipes(name):
     ours, theirs = load(f"configs/{name}_nearest.yaml"), model_zoo.get_config(f"{name}.yaml")
-    changed = {key for key in differences(ours, theirs) if key in flatten(theirs)}
+    changed = differences(ours, theirs) & dict(config_items(theirs)).keys()
     expected = {"MODEL.BACKBONE.NAME", "MODEL.DEVICE", "MODEL.WEIGHTS"}
     if "panoptic" in name:
         expected.add("MODEL.SEM_SEG_HEAD.NAME")
