@@ -13,8 +13,8 @@ from lda_aqu.engine import Checkpointer
 from lda_aqu.errors import InputError
 from lda_aqu.modeling import UpsamplerFPN
 from lda_aqu.upsamplers import GuidedUpsampler
+from recorder import Recorder
 from torch import nn
-from torch.nn import functional as F
 
 RCNN = "build_resnet{}_fpn_backbone"
 RETINANET = "build_retinanet_resnet{}_fpn_backbone"
@@ -169,14 +169,6 @@ def test_odd_sizes_are_cropped(topology):
     fpn = build(RCNN.format("_lda_aqu"), "MODEL.FPN.TOPOLOGY", topology)
     outputs = fpn(torch.randn(1, 3, 70, 90))
     assert outputs["p2"].shape[2:] == (18, 23) and outputs["p5"].shape[2:] == (3, 3)
-
-
-class Recorder(GuidedUpsampler):
-    """Nearest upsampling that remembers its guide."""
-
-    def forward(self, x, guide):
-        self.guide = guide
-        return F.interpolate(x, self.guide_size(x, guide))
 
 
 @pytest.mark.parametrize("extra_levels", [0, 1])

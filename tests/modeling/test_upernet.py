@@ -7,8 +7,8 @@ from detectron2.modeling import build_model, build_sem_seg_head
 from gradients import unreached_parameters
 from lda_aqu import LDAAQU, add_lda_aqu_config
 from lda_aqu.errors import InputError
-from lda_aqu.upsamplers import GuidedUpsampler
 from random_tensors import normals
+from recorder import Recorder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,14 +117,6 @@ def test_every_upsampler_can_be_replaced():
     features, targets = inputs(70, 90)
     assert not unreached_parameters(head, lambda: sum(head(features, targets)[1].values()))
     assert head.eval()(features)[0].shape == (2, 16, 72, 92)
-
-
-class Recorder(GuidedUpsampler):
-    """Bilinear upsampling that remembers its guide."""
-
-    def forward(self, x, guide):
-        self.guide = guide
-        return F.interpolate(x, self.guide_size(x, guide), mode="bilinear", align_corners=False)
 
 
 def test_the_guide_is_the_lateral_map():
