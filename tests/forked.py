@@ -26,7 +26,10 @@ def fork_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(script: Path, *args: object) -> subprocess.CompletedProcess:
-    """Run ``python -W ignore SCRIPT ARGS`` in a fork of this process, in which all is imported."""
+    """Run ``python -W ignore SCRIPT ARGS`` in a fork of this process, in which all is imported.
+
+    Not for what evaluates panoptic segments: hotcoco's threads do not survive a fork.
+    """
     command = [str(script), *map(str, args)]
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         process = multiprocessing.get_context("fork").Process(
