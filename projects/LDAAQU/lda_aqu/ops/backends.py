@@ -26,6 +26,9 @@ class Backend:
     Its files are named as those of :mod:`.plain`, which computes all operators, and so are the
     functions in them. Beside these, a file may have a function ``unavailable``: it is called with
     the name of a function and its inputs, and returns why it cannot compute them, or "".
+
+    A folder may have a file ``ahead`` with a function ``prepare``: it is called with a device and a
+    function that calls, once, what is about to be called on it, with tensors on "meta".
     """
 
     name: str
@@ -65,7 +68,15 @@ def check_backend(name: str, source: str = "") -> None:
 def choose_implementation(
     backend: str, file: str, function: str, inputs: Sequence[Any]
 ) -> Callable[..., Any]:
-    """The function that computes a call; it is logged once which backend's it is, and why.
+    """The function that computes a call: see :func:`choose`."""
+    _, module = choose(backend, file, function, inputs)
+    return getattr(module, function)
+
+
+def choose(
+    backend: str, file: str, function: str, inputs: Sequence[Any]
+) -> tuple[Backend, ModuleType]:
+    """The backend that computes a call, and its file; it is logged once which that is, and why.
 
     Args:
         backend: one of :data:`BACKEND_CHOICES`. One that computes no operators of this kind at all
@@ -91,7 +102,7 @@ def choose_implementation(
             raise RuntimeError(f"backend {backend!r} cannot compute {function}: {reason}")
         passed_over = (*passed_over, f"not {candidate.name}: {reason}")
     _log(file, device, candidate, passed_over)
-    return getattr(module, function)
+    return candidate, module
 
 
 def _or_from_environment(backend: str) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import check_backend, choose_implementation
+from .backends import check_backend, choose, choose_implementation
 from .layout import Layout
 from .standard import is_exporting, is_forward_mode, is_transformed
 
@@ -63,7 +65,9 @@ class Operator:
         save: Callable[[Inputs, Sequence[Tensor]], Inputs] | None = None,
         derivative: Callable[..., Sequence[Tensor]] | None = None,
     ) -> None:
+        self._name, self._file, self._results = name, file, results
         self._standard, self.save = standard, save or (lambda inputs, results: inputs)
+        self._prepared: set[tuple] = set()  # kinds of inputs
         self.forward = _define(name, file, results, results)
         _LIBRARY.impl(name, self._call_differentiably, "Autograd")
         if derivative is None:
@@ -97,6 +101,24 @@ class Operator:
             return self._call_transformed(*inputs, backend)
         return self.forward(*inputs, backend)
 
+    def prepare(self, *inputs: Any) -> None:
+        """Let the backend prepare a call and its gradient, if the first input is of a new kind."""
+        *inputs, backend = inputs
+        x = inputs[0]
+        kind = (x.device, x.dtype, x.shape[1:2], x.is_contiguous())
+        if kind not in self._prepared:
+            self._results(*inputs)
+            self._prepared.add(kind)
+            chosen, module = choose(backend, self._file, self._name, inputs)
+            if ahead := chosen.file("ahead"):
+                inputs = tuple(map(_without_values, inputs))
+                ahead.prepare(x.device, partial(self._rehearse, module, inputs))
+
+    def _rehearse(self, module: ModuleType, inputs: Inputs) -> None:
+        results = getattr(module, self._name)(*inputs)
+        if backward := getattr(module, f"{self._name}_backward", None):
+            backward(results, *self.save(inputs, results))
+
     def _call_transformed(self, *inputs: Any) -> list[Tensor]:
         *inputs, backend = inputs
         if backend not in ("auto", "plain"):
@@ -120,6 +142,8 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, operator: Operator, *inputs: Any) -> tuple[Tensor, ...]:
+        if inputs[0].is_cuda and type(inputs[0]) is Tensor:  # not one that a compiler traces with
+            operator.prepare(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             results = operator.forward(*inputs)
         *inputs, backend = inputs
@@ -141,6 +165,13 @@ class _Differentiable(torch.autograd.Function):
 
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
+
+
+def _without_values(value: Any) -> Any:
+    """The like of a tensor on "meta"."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 # How the annotations of a function are written in an operator's schema.

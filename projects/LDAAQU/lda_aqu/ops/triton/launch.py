@@ -7,7 +7,6 @@ of dtypes and widths; Triton keeps the fastest on disk, beside its compiled kern
 ``torch.use_deterministic_algorithms(True)`` the table decides in any case: blocks order sums.
 """
 
-import contextlib
 import os
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import is_interpreted
+from . import ahead, is_interpreted
 from .configurations import TABLE, Row
 
 MAX_INT32_ELEMENTS = 2**31  # tensors with fewer are addressed in 32 bits
@@ -35,7 +34,8 @@ def launch(
     """Run a kernel as its row of the table says, on the device of what it reads.
 
     Small maps take a GPU no longer than this takes the CPU: what a call has in common with others
-    is found once.
+    is found once. In the place of launching what reads a tensor on "meta" the rehearsal that is
+    under way notes it.
 
     Args:
         kernel: a function of ``triton.jit``.
@@ -45,15 +45,22 @@ def launch(
         width: the number of channels that chooses it.
         constants: more parameters, by name; those that the kernel does not have are left out.
     """
-    device, capability, names = read.device, _capability(read.device), _parameters(kernel)
+    rehearsal = ahead.rehearsal() if read.is_meta else None
+    device = rehearsal.device if rehearsal else read.device
+    capability, names = _capability(device), _parameters(kernel)
     constants = {name: value for name, value in constants.items() if name in names}
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if is_tuning():
-            key = tuple(n for n, value in constants.items() if not isinstance(value, tl.dtype))
-            _tuned(kernel, capability, key)[programs](*arguments, **constants)
+    if not is_tuning():
+        constants |= _options(kernel.__name__, read.itemsize, width, capability)
+        if rehearsal:
+            rehearsal.launches[kernel].append((arguments, constants))
         else:
-            options = _options(kernel.__name__, read.itemsize, width, capability)
-            kernel[programs](*arguments, **constants, **options)
+            ahead.wait_for(kernel)
+            with ahead.on(device):
+                kernel[programs](*arguments, **constants)
+    elif not rehearsal:
+        key = tuple(n for n, value in constants.items() if not isinstance(value, tl.dtype))
+        with ahead.on(device):
+            _tuned(kernel, capability, key)[programs](*arguments, **constants)
 
 
 @cache

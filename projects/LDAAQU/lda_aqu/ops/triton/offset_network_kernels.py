@@ -9,7 +9,8 @@ Shape shorthand:
     P: pixels of a tile; CHANNELS: of a group; OUTPUTS: of the convolution, 2 for each point
 """
 
-# What is known when a kernel is compiled, and the sizes, are in capitals.
+# What is known when a kernel is compiled, and the sizes, are in capitals. None of it may be in a
+# tuple: Triton before 3.8 then fails in loops.
 # ruff: noqa: N803
 
 import triton
@@ -220,16 +221,13 @@ def tanh_backward_kernel(
     """The gradient of what tanh is given, (N, Y, X, GROUPS BLOCK_OUTPUTS), 0 beyond OUTPUTS."""
     image, group, pixel, mask = _group_tile(tl.program_id(0), Y * X, GROUPS, BLOCK_PIXELS, INDEX)
     output = tl.arange(0, BLOCK_OUTPUTS)
-    place = (
-        image, pixel, mask, group * OUTPUTS + output, output < OUTPUTS,
-        Y * X, GROUPS * OUTPUTS, False,
-    )  # fmt: skip
-    grad = load_tile(grad_offsets, *place)
+    place = (image, pixel, mask, group * OUTPUTS + output, output < OUTPUTS, Y * X)
+    grad = load_tile(grad_offsets, *place, GROUPS * OUTPUTS, False)
     if OFFSET_RANGE == 0:
         grad *= 0
     else:
         # tanh' is 1 - tanh², and the offsets have tanh.
-        offset = load_tile(offsets, *place)
+        offset = load_tile(offsets, *place, GROUPS * OUTPUTS, False)
         grad *= OFFSET_RANGE - offset * offset / OFFSET_RANGE
     store_tile(
         grad_predicted, grad, image, pixel, mask, group * BLOCK_OUTPUTS + output,
@@ -295,12 +293,9 @@ def hidden_backward_kernel(
         sum_scale += tl.sum(grad * standardized, axis=0)
         sum_shift += tl.sum(grad, axis=0)
         grad = standardize_backward(grad * scale, standardized, inverse, CHANNELS)
-        place = (
-            image, pixel, mask, group * CHANNELS + channel, channel_mask,
-            Y * X, GROUPS * CHANNELS, True,
-        )  # fmt: skip
-        store_tile(hidden, normalized * cdf, *place)
-        store_tile(grad_features, grad, *place)
+        place = (image, pixel, mask, group * CHANNELS + channel, channel_mask, Y * X)
+        store_tile(hidden, normalized * cdf, *place, GROUPS * CHANNELS, True)
+        store_tile(grad_features, grad, *place, GROUPS * CHANNELS, True)
     row = tl.program_id(0) * PARAMETERS
     tl.store(grad_norm_weight + row + channel, sum_scale, mask=channel_mask)
     tl.store(grad_norm_bias + row + channel, sum_shift, mask=channel_mask)
@@ -368,12 +363,14 @@ def query_backward_kernel(
     for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
         image, group, pixel, mask = _group_tile(number, Y * X, GROUPS, BLOCK_PIXELS, INDEX)
         channels = group * CHANNELS + channel
-        place = (image, pixel, mask, channels, channel_mask, Y * X, GROUPS * CHANNELS)
-        values = load_tile(query, *place, CHANNELS_LAST).to(COMPUTE)
+        place = (image, pixel, mask, channels, channel_mask, Y * X)
+        values = load_tile(query, *place, GROUPS * CHANNELS, CHANNELS_LAST).to(COMPUTE)
         if grad_resized is None:
             grad = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), COMPUTE)
         else:
-            grad = load_tile(grad_resized, *place, GRAD_CHANNELS_LAST).to(COMPUTE)
+            grad = load_tile(
+                grad_resized, *place, GROUPS * CHANNELS, GRAD_CHANNELS_LAST
+            ).to(COMPUTE)  # fmt: skip
         for tap in tl.static_range(9):
             neighbour, inside = _shifted(pixel, mask, 1 - tap // 3, 1 - tap % 3, Y, X)
             tile = load_tile(
@@ -383,7 +380,7 @@ def query_backward_kernel(
             grad += tile * load_row(depthwise, channel * 9 + tap, channel_mask, COMPUTE)
             share = tl.sum(tile * values, axis=0)
             sums += tl.where(taps[:, None] == tap, share[None, :], 0.0)
-        store_tile(grad_query, grad, *place, CHANNELS_LAST)
+        store_tile(grad_query, grad, *place, GROUPS * CHANNELS, CHANNELS_LAST)
     tl.store(
         grad_depthwise + tl.program_id(0) * PARAMETERS + channel[None, :] * 9 + taps[:, None],
         sums,
