@@ -397,6 +397,16 @@ def test_saves_its_inputs_and_its_results_alone(resized, backend):
     assert set(saved) <= {t.data_ptr() for t in allowed}
 
 
+@pytest.mark.parametrize("changed", ["query", "offsets"])
+def test_what_was_saved_and_changed_in_place_raises(changed, backend):
+    query, *others = draw((1, 2, 4, 5, 7, 3, 3, 2.0), requires_grad=True)
+    query = 2 * query
+    offsets, _ = predict_offsets(query, *others, None, backend)
+    (query if changed == "query" else offsets).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        offsets.sum().backward()
+
+
 @pytest.mark.parametrize("resized", ["not", "halved"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(dynamic, resized):

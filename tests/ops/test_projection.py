@@ -105,6 +105,15 @@ def test_a_result_that_is_not_used(backend):
         torch.testing.assert_close(tensor.grad, wanted, rtol=1e-10, atol=1e-12)
 
 
+def test_results_can_be_changed_in_place(backend):
+    inputs = draw(SHAPES[0], requires_grad=True)
+    gradients = []
+    for relu in (torch.relu, torch.relu_):
+        total = sum(relu(output).sum() for output in project(*inputs, backend=backend))
+        gradients.append(torch.autograd.grad(total, inputs))
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout, backend):
     x, weight, bias, *weights = draw((2, 6, 3, 5, (2, 3)), torch.float32, requires_grad=True)

@@ -78,6 +78,21 @@ def test_gradients_of_every_order(output_size):
         assert gradgradcheck(function, inputs)
 
 
+def test_results_and_gradients_can_be_changed_in_place():
+    x, weights, query = torch.randn(1, 4, 3, 4), torch.randn(1, 2, 9, 6, 8), torch.randn(1, 4, 6, 8)
+    for inputs, function in (
+        ((x, weights), reassemble),
+        ((x, query), lambda x, query: similarity(x, query, 3)),
+    ):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        expected = torch.autograd.grad(function(*leaves).relu().sum(), leaves)
+        actual = torch.autograd.grad(function(*leaves).relu_().sum(), leaves)
+        torch.testing.assert_close(actual, expected)
+        for grad, leaf in zip(actual, leaves, strict=True):
+            grad += leaf  # such as a penalty that is differentiated
+            assert grad.requires_grad
+
+
 def test_operators_are_registered_as_pytorch_asks():
     x, weights = torch.randn(2, 4, 3, 5), torch.randn(2, 2, 9, 6, 6)
     query, operators = torch.randn(2, 4, 6, 6), torch.ops.lda_aqu

@@ -65,6 +65,17 @@ def test_activation_checkpointing(name, wrapped):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("name", list(UPSAMPLER_REGISTRY))
+def test_the_output_can_be_changed_in_place(name, backend, monkeypatch):
+    """As by ``nn.ReLU(inplace=True)``."""
+    monkeypatch.setenv("LDA_AQU_BACKEND", backend)
+    module = build(name)
+    inputs, parameters = inputs_of(module), list(module.parameters())
+    expected = gradients(lambda *inputs: module(*inputs).relu(), inputs, parameters)
+    actual = gradients(lambda *inputs: module(*inputs).relu_(), inputs, parameters)
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("name, layer", EVERY_LAYER)
 def test_layers_that_are_called_give_the_same(name, layer, caplog):
     """A hook that changes nothing: the other path, and the log says why it is taken."""

@@ -207,7 +207,10 @@ def _define(
     def compute(*inputs: Any) -> list[Tensor]:
         *inputs, backend = inputs
         layouts(*inputs[first:])
-        return choose_implementation(backend, file, name, inputs)(*inputs)
+        # Autograd sees none of it: results that are views here are new tensors outside, which may
+        # be changed in place.
+        with torch.no_grad(), torch._C._AutoDispatchBelowADInplaceOrView():
+            return choose_implementation(backend, file, name, inputs)(*inputs)
 
     def fake(*inputs: Any) -> list[Tensor]:
         device = next(value for value in inputs[first:] if isinstance(value, Tensor)).device
