@@ -1,12 +1,13 @@
 """Upsamplers leave Python, by each of PyTorch's ways out, and are right at other sizes then."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
 import torch
 from lda_aqu import UPSAMPLER_REGISTRY, build_upsampler
-from lda_aqu.ops import standard_operators
+from lda_aqu.ops import standard, standard_operators
 from lda_aqu.upsamplers import LDAAQU, upsample_to
 from torch import Tensor, nn
 
@@ -174,6 +175,20 @@ def test_torch_export_in_standard_operators(model):
     with torch.no_grad():
         actual, expected = program.module()(*given), model(*given)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_standard_operators_until_the_last_who_asked_is_done():
+    first, second = standard_operators(), standard_operators()
+    with first:
+        second.__enter__()
+    assert standard.is_exporting()
+    second.__exit__(None, None, None)
+    assert not standard.is_exporting()
+
+
+def test_no_context_variable_is_traced():
+    """Dynamo of the oldest PyTorch that is supported, 2.6, cannot."""
+    assert not any(isinstance(value, ContextVar) for value in vars(standard).values())
 
 
 def test_whole_scale_upsamplers_go_on_interpolating():

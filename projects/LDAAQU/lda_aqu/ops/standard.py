@@ -6,27 +6,30 @@ transforms of functions, which know how to act on standard operators alone.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch.autograd import forward_ad
 
-_asked_for = ContextVar("standard_operators", default=False)
+_asked_for = 0  # times at once; not a ContextVar, which Dynamo of PyTorch 2.6 cannot trace
 
 
 @contextmanager
 def standard_operators() -> Iterator[None]:
-    """Let ``torch.export`` write standard operators, for a program to run without this package."""
-    token = _asked_for.set(True)
+    """Let ``torch.export`` write standard operators, for a program to run without this package.
+
+    Until it ends they are computed with, in all threads.
+    """
+    global _asked_for
+    _asked_for += 1
     try:
         yield
     finally:
-        _asked_for.reset(token)
+        _asked_for -= 1
 
 
 def is_exporting() -> bool:
     """Whether a TorchScript trace or an export to ONNX is under way, or it was asked for."""
-    return torch.onnx.is_in_onnx_export() or torch.jit.is_tracing() or _asked_for.get()
+    return torch.onnx.is_in_onnx_export() or torch.jit.is_tracing() or _asked_for > 0
 
 
 def is_transformed() -> bool:
