@@ -1,5 +1,7 @@
 """Reading a map at positions of one's own."""
 
+import re
+
 import numpy as np
 import oracle
 import pytest
@@ -55,3 +57,18 @@ def test_positions_keep_their_precision_in_half(dtype):
 def test_a_single_pixel_read_from_more_raises():
     with pytest.raises(RuntimeError, match=r"cannot read 1 pixel from \(1, 4, 3, 5\)"):
         sample_bilinear(torch.zeros(1, 4, 3, 5), torch.zeros(1, 1, 2, 1, 5))
+
+
+@pytest.mark.parametrize(
+    "x, positions",
+    [
+        ((2, 4, 6, 6), (2, 1, 5, 7, 2)),  # as of grid_sample, with groups
+        ((2, 4, 6, 6), (2, 1, 1, 5, 7)),
+        ((2, 4, 6, 6), (2, 2, 5, 7)),
+        ((4, 6, 6), (2, 1, 2, 5, 7)),
+    ],
+)
+def test_shapes_that_do_not_fit_raise(x, positions):
+    expected = "expected x (N, C, H, W) and positions (N, g, 2, Y, X), got"
+    with pytest.raises(RuntimeError, match=re.escape(f"{expected} {x} and {positions}")):
+        sample_bilinear(torch.zeros(x), torch.zeros(positions))

@@ -32,6 +32,13 @@ def sample_bilinear(x: Tensor, positions: Tensor, backend: str = "auto") -> Tens
         RuntimeError: shapes do not fit one another, or one pixel is to be read from more: of an
             output of size 1 the operator reads the first, whatever the offset.
     """
+    check(
+        x.dim() == 4 and positions.dim() == 5 and positions.shape[2] == 2,
+        lambda: (
+            "expected x (N, C, H, W) and positions (N, g, 2, Y, X), "
+            f"got {tuple(x.shape)} and {tuple(positions.shape)}"
+        ),
+    )
     n, groups, _, *output_size = positions.shape
     dtype = torch.promote_types(positions.dtype, torch.float32)
     offsets = []
