@@ -457,9 +457,12 @@ def test_exports_for_all_sizes():
         (4, torch.zeros(8, 4, 3, 3), "2 k² outputs"),
         (5, torch.zeros(17), r"expected conv_bias \(18,\)"),
         (0, torch.zeros(1, 8, 5, 5, dtype=torch.int64), "floating-point"),
+        (7, -2.0, "expected a finite offset_range of at least 0, got -2.0"),
+        (7, float("inf"), "expected a finite offset_range"),
+        (7, float("nan"), "expected a finite offset_range"),
     ],
 )
-def test_shapes_that_do_not_fit_raise(index, change, message):
+def test_inputs_that_do_not_fit_raise(index, change, message):
     inputs = list(draw((1, 2, 4, 5, 5, 3, 3, 2.0), torch.float32))
     inputs[index] = change
     with pytest.raises(RuntimeError, match=message):

@@ -50,7 +50,7 @@ def predict_offsets(
         conv_weight: (2 k², d / g, k_e, k_e), with k_e odd.
         conv_bias: (2 k²).
         num_groups: g.
-        offset_range: the largest offset, in output pixels; at least 0.
+        offset_range: the largest offset, in output pixels; finite and at least 0.
         output_size: (Y, X), or None for (H, W), without resizing.
         backend: a name in :data:`lda_aqu.ops.BACKENDS`, or "auto" for the best that can run.
 
@@ -62,7 +62,8 @@ def predict_offsets(
     Raises:
         InputError: unknown backend.
         RuntimeError: shapes, dtypes or devices do not fit one another, anything but the batch is
-            empty, or the backend that was asked for cannot run.
+            empty, the range is negative or not finite, or the backend that was asked for cannot
+            run.
     """
     if query.dtype != (dtype := dtype_under_autocast(query)):
         query = query.to(dtype)
@@ -87,6 +88,10 @@ def _results(
     check(
         query.dim() == 4 and num_groups > 0 and query.shape[1] % num_groups == 0,
         lambda: f"expected a 4-d query of {num_groups} groups, got {tuple(query.shape)}",
+    )
+    check(
+        math.isfinite(offset_range) and offset_range >= 0,
+        lambda: f"expected a finite offset_range of at least 0, got {offset_range}",
     )
     check(
         output_size is None or (len(output_size) == 2 and all(side > 0 for side in output_size)),
