@@ -152,3 +152,5 @@ def test_windows_have_a_centre():
             reassemble(x, torch.zeros(1, 1, number, 6, 8))
     with pytest.raises(RuntimeError, match="k² positions with k odd, got 4"):
         similarity(x, torch.zeros(1, 2, 6, 8), 2)
+    with pytest.raises(RuntimeError, match="expected a kernel_size of at least 1, got -3"):
+        similarity(x, torch.zeros(1, 2, 6, 8), -3)

@@ -56,15 +56,16 @@ def similarity(x: Tensor, query: Tensor, kernel_size: int, backend: str = "auto"
     Args:
         x: (N, C, H, W), floating point.
         query: (N, C, Y, X), floating point.
-        kernel_size: k, odd.
+        kernel_size: k, odd and positive.
         backend: as for :func:`reassemble`.
 
     Returns:
         (N, k², Y, X), window positions in row-major order; float32, or float64 if an input is.
 
     Raises:
-        RuntimeError: shapes do not fit one another.
+        RuntimeError: shapes do not fit one another, or k is not odd and positive.
     """
+    check(kernel_size > 0, lambda: f"expected a kernel_size of at least 1, got {kernel_size}")
     (products,) = _SIMILARITY(x, query, 1, kernel_size**2, backend=backend)
     return products.squeeze(1)
 
