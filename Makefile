@@ -1,14 +1,25 @@
-# Variables a user may set, e.g. `make test PYTHON=python3.12`:
+# Variables a user may set, e.g. `make test PYTHON=python3.12`; an empty one has its default. What is
+# set holds for later calls until something else is: then .venv is made anew.
 #   PYTHON      the interpreter .venv is made from (3.11 or newer)
 #   TORCH       pip requirements for torch and torchvision
 #   DETECTRON2  a pip requirement or a path to build Detectron2 from source; empty: the pinned wheel
-PYTHON ?= python3
-TORCH ?= torch==2.14.1 torchvision==0.29.1
-DETECTRON2 ?=
+SETTINGS := PYTHON TORCH DETECTRON2
 
 VENV := .venv
-BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+set_before = $(shell sed -n 's/^$1=//p' $(INSTALLED) 2>/dev/null)
+PYTHON_BEFORE := $(call set_before,PYTHON)
+TORCH_BEFORE := $(call set_before,TORCH)
+DETECTRON2_BEFORE := $(call set_before,DETECTRON2)
+PYTHON ?= $(PYTHON_BEFORE)
+TORCH ?= $(TORCH_BEFORE)
+DETECTRON2 ?= $(DETECTRON2_BEFORE)
+# Empty unless one of them has another value than before.
+CHANGED := $(strip $(foreach name,$(SETTINGS),$(subst [$($(name)_BEFORE)],,[$($(name))])))
+
+INTERPRETER := $(or $(PYTHON),python3)
+REQUIREMENTS := $(or $(TORCH),torch==2.14.1 torchvision==0.29.1)
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 KERNELS := projects/LDAAQU/lda_aqu/ops/csrc
 
@@ -16,7 +27,7 @@ DEMO_CONFIG := configs/Small/panoptic_fpn_R_18_glyphs_lda_aqu.yaml
 DEMO_DATASET := glyphs_panoptic_val
 
 .DEFAULT_GOAL := help
-.PHONY: help install test sanitize demo clean
+.PHONY: help install test sanitize demo clean $(if $(CHANGED),$(INSTALLED))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +35,12 @@ help: ## list the targets
 install: $(INSTALLED) ## create .venv and install everything into it
 
 $(INSTALLED): Makefile setup.py pyproject.toml $(wildcard requirements/*.txt $(KERNELS)/* $(KERNELS)/*/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, and $(INTERPRETER) is $$($(INTERPRETER) --version 2>&1)." \
 		     "Name another with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q $(TORCH)
+	$(if $(CHANGED),rm -rf $(VENV))
+	test -x $(BIN)/python || $(INTERPRETER) -m venv $(VENV)
+	$(PIP) install -q $(REQUIREMENTS)
 	$(PIP) install -q -c requirements/constraints.txt -e '.[detectron2,dev]'
 ifeq ($(strip $(DETECTRON2)),)
 	$(PIP) install -q --upgrade --no-deps --require-hashes --only-binary=:all: \
@@ -39,7 +51,7 @@ else
 	$(PIP) install -q --no-build-isolation --no-deps '$(DETECTRON2)'
 endif
 	$(BIN)/python -W ignore -c 'import detectron2, torch; print("Detectron2", detectron2.__version__, "on torch", torch.__version__)'
-	@touch $@
+	@printf '%s\n' $(foreach name,$(SETTINGS),'$(name)=$(subst ','\'',$($(name)))') > $@
 
 test: $(INSTALLED) ## lint, then run the test suite
 	$(BIN)/ruff check .
