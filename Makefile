@@ -83,4 +83,5 @@ demo: $(INSTALLED) ## generate data, train, evaluate, draw: ten minutes on two c
 	@echo "Pictures:      output/demo/predictions/contact_sheet.png and one for each image"
 
 clean: ## remove .venv and what Python left behind
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build projects/LDAAQU/*.egg-info $(KERNELS)/../*.so .pytest_cache .ruff_cache
+	find projects tests tools -name __pycache__ -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Which variables of make act when, by what it would run."""
+"""Which variables of make act when, by what it would run, and what ``make clean`` leaves."""
 
 import os
 import shutil
@@ -59,3 +59,18 @@ def test_a_change_of_the_project_keeps_the_environment(checkout):
     os.utime(installed, (0, 0))
     lines = make(checkout, "-n", "install")
     assert "rm -rf .venv" not in lines and any(f"install -q {TORCH}" in run for run in lines)
+
+
+def test_clean(checkout):
+    kept = {path for path in checkout.rglob("*") if path.is_file() and ".venv" not in path.parts}
+    ops = checkout / "projects/LDAAQU/lda_aqu/ops"
+    kept |= {ops / "csrc/dispatch.cpp", checkout / "datasets/a.png", checkout / "tests/a.py"}
+    kept |= {checkout / "tools/a.py"}
+    made = {ops / "_cpp.so", checkout / "projects/LDAAQU/lda_aqu.egg-info/PKG-INFO"}
+    made |= {checkout / f"{name}/a" for name in ("build", ".pytest_cache", ".ruff_cache")}
+    made |= {checkout / "tests/__pycache__/a.pyc", ops / "__pycache__/a.pyc"}
+    for path in kept | made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    make(checkout, "clean")
+    assert {path for path in checkout.rglob("*") if path.is_file()} == kept
