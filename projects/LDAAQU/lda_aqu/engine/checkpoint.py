@@ -242,8 +242,21 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights {self._path!r} are of another architecture: {len(lacking)} of "
                 f"{len(required)} parameters needed do not fit, the first is {first} ({how})"
             )
-        if self._complete:
-            self._refuse_other_upsamplers(upsamplers, weights, absent, incompatible)
+        others = _other_upsamplers(upsamplers, weights, {*absent, *incompatible.unexpected_keys})
+        if others and self._complete:
+            name, wrong = next(iter(others.items()))
+            raise InputError(
+                f"weights {self._path!r} have another upsampler at {name} than the config, or "
+                f"the same with other options: {len(wrong)} of its parameters do not fit, the "
+                f"first is {wrong[0]}"
+            )
+        if others:
+            logger.warning(
+                "weights %r have another upsampler at %s than the config: what they have there "
+                "and the model has not is lost",
+                self._path,
+                ", ".join(others),
+            )
         fresh = of_upsamplers & absent
         if fresh:
             logger.log(
@@ -260,28 +273,20 @@ class Checkpointer(DetectionCheckpointer):
             incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in fresh]
         return incompatible
 
-    def _refuse_other_upsamplers(
-        self,
-        upsamplers: list[str],
-        weights: Mapping[str, torch.Tensor],
-        absent: set[str],
-        incompatible: _IncompatibleKeys,
-    ) -> None:
-        """Raise InputError where the weights of an upsampler are of another one."""
-        for name in upsamplers:
-            if not any(key.startswith(f"{name}.") for key in weights):
-                continue  # the model had nearest or bilinear upsampling there
-            wrong = sorted(
-                key
-                for key in (*absent, *incompatible.unexpected_keys)
-                if key.startswith(f"{name}.")
-            )
-            if wrong:
-                raise InputError(
-                    f"weights {self._path!r} have another upsampler at {name} than the config, or "
-                    f"the same with other options: {len(wrong)} of its parameters do not fit, the "
-                    f"first is {wrong[0]}"
-                )
+
+def _other_upsamplers(
+    upsamplers: list[str], weights: Mapping[str, torch.Tensor], misfits: set[str]
+) -> dict[str, list[str]]:
+    """By the upsamplers in whose place the weights have another: their parameters that misfit.
+
+    Where they have none, the model had nearest or bilinear upsampling there.
+    """
+    found = {}
+    for prefix in (f"{name}." for name in upsamplers):
+        wrong = sorted(key for key in misfits if key.startswith(prefix))
+        if wrong and any(key.startswith(prefix) for key in weights):
+            found[prefix[:-1]] = wrong
+    return found
 
 
 class _WeightsUnpickler(pickle.Unpickler):
