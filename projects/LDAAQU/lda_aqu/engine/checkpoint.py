@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..errors import InputError, mistake_in, one_line
 from ..files import atomic_write
+from ..safe_loading import WeightsUnpickler, check_archive, refused_class
 from ..upsamplers import Upsampler
 from .output_folder import read_run_id
 
@@ -169,19 +169,18 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             if zipfile.is_zipfile(filename):
-                _check_archive(filename)
+                check_archive(filename)
             if self._trusted:
                 logger.warning("MODEL.TRUST_WEIGHTS: what %r holds may run code", self._path)
             if filename.endswith(".pkl") and not self._trusted:
                 with open(filename, "rb") as file:
-                    _WeightsUnpickler(file, encoding="latin1").load()
+                    WeightsUnpickler(file, encoding="latin1").load()
             content = super()._load_file(filename)
         # Whatever is raised while bytes of any origin are parsed says that they are no checkpoint.
         except Exception as error:
-            refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-            if refused and isinstance(error, pickle.UnpicklingError):
+            if refused := refused_class(error):
                 raise InputError(
-                    f"weights {self._path!r} hold more than weights ({refused[1]}), and reading "
+                    f"weights {self._path!r} hold more than weights ({refused}), and reading "
                     "it may run code: set MODEL.TRUST_WEIGHTS True if you trust their origin"
                 ) from error
             raise UnusableWeightsError(
@@ -287,39 +286,3 @@ def _other_upsamplers(
         if wrong and any(key.startswith(prefix) for key in weights):
             found[prefix[:-1]] = wrong
     return found
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Reads what Detectron2's model zoo is pickled from: plain Python values and NumPy arrays."""
-
-    _ALLOWED = frozenset(
-        {
-            ("_codecs", "encode"),  # bytes, in the older protocols
-            ("collections", "OrderedDict"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *(
-                (f"numpy.{core}.multiarray", function)
-                for core in ("core", "_core")
-                for function in ("_reconstruct", "scalar")
-            ),
-            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"global {module}.{name} is not allowed")
-        return super().find_class(module, name)
-
-
-def _check_archive(filename: str) -> None:
-    """Raise BadZipFile where a part is not what was written, which torch does not look at."""
-    with zipfile.ZipFile(filename) as archive:
-        # torch compresses nothing: what it reads is no larger than the file.
-        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise zipfile.BadZipFile(f"its part {packed[0]} is compressed, which torch never does")
-        damaged = archive.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"its part {damaged} is damaged")
