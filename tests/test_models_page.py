@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from lda_aqu.upsamplers import GuidedUpsampler, Upsampler
+from lda_aqu.upsamplers import LDAAQU, GuidedUpsampler, Upsampler
 from paths import ROOT
 from torch import Tensor, nn
 
@@ -73,6 +73,13 @@ def test_sizes_and_a_training_step_that_reaches_every_upsampler(page, name):
         assert all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
     optimizer.step()
     assert loss(model, name).isfinite()
+
+
+@pytest.mark.parametrize("name", ["unet", "guided", "fpn"])
+def test_offsets_stay_on_small_maps(page, name):
+    """The first step of a decoder is from 8 x 8 for images of 256 x 256."""
+    first = next(m for m in page[name].decoder.modules() if isinstance(m, Upsampler))
+    assert not isinstance(first, LDAAQU) or 2 * first.conv_offset.offset_range < 16
 
 
 def test_what_takes_upsamplers_as_leaves(page):

@@ -119,6 +119,8 @@ def test_commands_name_files_and_options_that_there_are(page, helps, run_tool, c
     run = r"(?<![\w/.])(train_net\.py|tools/\w+\.(?:py|sh))((?: [a-z]+)?)([^\n#]*)"
     for tool, command, options in re.findall(run, commands):
         named = set(re.findall(r"\s(--[a-z-]+)", options))
+        # It resumes what is in the folder: the default one would be shared by all experiments.
+        assert tool != "tools/slurm_train.sh" or "OUTPUT_DIR" in options
         called = ("train_net.py" if tool == "tools/slurm_train.sh" else tool, *command.split())
         if named and called not in helps:
             assert run_tool(ROOT / called[0], *called[1:], "--help") == 0

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from lda_aqu.benchmark.agreement import agreement_table
@@ -27,7 +26,7 @@ from lda_aqu.benchmark.command_line import (
 from lda_aqu.benchmark.cost_tables import model_table, module_table
 from lda_aqu.benchmark.implementations import select_implementations
 from lda_aqu.benchmark.machine import describe_machine, measure_roofline
-from lda_aqu.benchmark.model_workload import PARTS, ModelWorkload
+from lda_aqu.benchmark.model_workload import PARTS, compared_models
 from lda_aqu.benchmark.report import write_report
 from lda_aqu.benchmark.settings import DTYPES, FPN_CHANNELS, fpn_steps, parse_size, square_steps
 from lda_aqu.errors import InputError, exit_on_input_error
@@ -112,10 +111,7 @@ def benchmark_models(args: argparse.Namespace) -> int:
     """Measure a model and its baseline."""
     sizes = [parse_size(size) for size in args.size.split(",")]
     setting = apply_shared_options(args)
-    models = {
-        Path(file).stem: ModelWorkload(file, setting, tuple(args.opts))
-        for file in (args.baseline, args.config_file)
-    }
+    models = compared_models((args.baseline, args.config_file), setting, args.opts)
     table = model_table(models, args.parts, sizes, args.repeats)
     write_report(args.output, "models", [table], describe_machine(setting))
     return 0

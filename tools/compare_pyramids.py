@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from lda_aqu.engine import first_test_images, load_config, load_model
+from lda_aqu.engine import check_trained_weights, first_test_images, load_config, load_model
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.evaluation import relative_feature_change
 from tqdm import tqdm
@@ -33,7 +33,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
-        help="config keys of --config-file alone, KEY VALUE ..., after all else",
+        help="config keys of --config-file, KEY VALUE ..., after all else; MODEL.DEVICE and "
+        "MODEL.TRUST_WEIGHTS are those of the baseline, too",
     )
     return parser.parse_args(argv)
 
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg.MODEL.WEIGHTS = args.weights
     baseline_cfg = load_config(args.baseline, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
     baseline_cfg.MODEL.WEIGHTS = args.baseline_weights or args.weights
+    baseline_cfg.MODEL.TRUST_WEIGHTS = cfg.MODEL.TRUST_WEIGHTS
+    check_trained_weights(cfg)
+    check_trained_weights(baseline_cfg)
     images = first_test_images(cfg, args.limit)
 
     seed_all_rng(cfg.SEED if cfg.SEED >= 0 else 0)  # of what is not in the weights

@@ -12,7 +12,7 @@ from lda_aqu.engine import (
     Trainer,
     add_model_options,
     check_datasets,
-    check_weights,
+    check_trained_weights,
     model_config,
 )
 from lda_aqu.errors import InputError, exit_on_input_error
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logger(name="lda_aqu")
     cfg = model_config(args)
     check_exportable(cfg, args.format, args.size)
-    check_weights(cfg)
+    check_trained_weights(cfg)
     if args.evaluate:
         if args.size:
             raise InputError("--evaluate needs a file for images of any size: leave --size away")

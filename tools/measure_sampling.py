@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 from lda_aqu.benchmark.report import Table
-from lda_aqu.engine import check_weights, first_test_images, load_config, load_model
+from lda_aqu.engine import check_trained_weights, first_test_images, load_config, load_model
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.evaluation import SamplingStatistics, sampling_statistics
 from tqdm import tqdm
@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     setup_logger(name="lda_aqu")
     cfg = load_config(args.config_file, args.opts)
-    images = first_test_images(cfg, args.limit)
     for weights in args.weights:
         cfg.MODEL.WEIGHTS = weights
-        check_weights(cfg)
+        check_trained_weights(cfg)
+    images = first_test_images(cfg, args.limit)
     measured: dict[str, list[SamplingStatistics]] = {}
     for weights in tqdm(args.weights, unit="model", leave=False):
         cfg.MODEL.WEIGHTS = weights

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Train under SLURM, on all GPUs of one or several nodes:
 #
-#     sbatch [sbatch options] tools/slurm_train.sh --config-file configs/... [KEY VALUE ...]
+#     sbatch [sbatch options] tools/slurm_train.sh --config-file FILE OUTPUT_DIR output/NAME [KEY VALUE ...]
 #
 # with the options of train_net.py, from the project's folder and with its environment active. Options
 # of sbatch replace those below, e.g. --nodes 2 or --gpus-per-node 4. The job may be preempted: it
-# is put back into the queue, also when its time is over, and goes on at its last checkpoint.
+# is put back into the queue, also when its time is over, and goes on at its last checkpoint. So a new
+# experiment needs a new folder: the script always resumes what is in OUTPUT_DIR.
 #SBATCH --job-name=lda_aqu
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

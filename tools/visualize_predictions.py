@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
-from lda_aqu.engine import add_model_options, check_datasets, model_config
+from lda_aqu.engine import add_model_options, check_datasets, check_trained_weights, model_config
 from lda_aqu.errors import exit_on_input_error
 from lda_aqu.visualization import (
     CocoResults,
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger(name="lda_aqu")
     cfg = model_config(args)
+    if not args.results:
+        check_trained_weights(cfg)
 
     if args.input:
         dataset_dicts = [{"file_name": file} for file in find_images(args.input)]

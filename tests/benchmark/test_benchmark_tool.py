@@ -96,7 +96,8 @@ def test_models(run_tool, tiny_config, tmp_path):
         (("modules", "--repeats", 0), "--repeats 0: must be at least 1"),
         (("modules", "--batch-size", -1), "--batch-size -1: must be at least 1"),
         (("models", "--config-file", "a", "--baseline", "b", "--size", "8x8,0x5"), "size '0x5'"),
-        (("models", "--config-file", "no.yaml", "--baseline", "no.yaml"), "'no.yaml' does not"),
+        (("models", "--config-file", "no.yaml", "--baseline", "none.yaml"), "' does not exist"),
+        (("models", "--config-file", "a.yaml", "--baseline", "./a.yaml"), "with itself"),
     ],
 )
 def test_bad_input_is_one_line(run_tool, tmp_path, capsys, args, message):

@@ -9,7 +9,7 @@ from lda_aqu.benchmark.implementations import (
     parse_implementation,
     select_implementations,
 )
-from lda_aqu.benchmark.model_workload import PARTS, ModelWorkload
+from lda_aqu.benchmark.model_workload import PARTS, ModelWorkload, compared_models
 from lda_aqu.benchmark.module_workload import ModuleWorkload
 from lda_aqu.benchmark.settings import Setting, Step, fpn_steps, parse_size, square_steps
 from lda_aqu.errors import InputError
@@ -143,3 +143,17 @@ def test_models_run_under_autocast(tiny_config, monkeypatch, part):
     setting = Setting(autocast="bfloat16", batch_size=2)
     ModelWorkload(str(tiny_config), setting, part=part, image_size=(64, 64)).prepare()()
     assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "files, labels",
+    [
+        (("x/near.yaml", "x/lda_aqu.yaml"), ("near", "lda_aqu")),
+        (("x/model.yaml", "y/model.yaml"), ("x/model.yaml", "y/model.yaml")),
+    ],
+)
+def test_models_of_two_files_have_two_names(files, labels):
+    models = compared_models(files, Setting(), ["SEED", "1"])
+    assert {label: m.config_file for label, m in models.items()} == dict(
+        zip(labels, files, strict=True)
+    )

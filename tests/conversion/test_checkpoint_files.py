@@ -3,6 +3,7 @@ import pickle
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from lda_aqu.conversion.checkpoint_files import check_output, read_checkpoint, write_checkpoint
@@ -49,9 +50,36 @@ def test_a_module_that_is_not_installed_is_named(tmp_path, monkeypatch):
         read_checkpoint(path, "state_dict", trusted=True)
 
 
+def test_a_pickle_of_the_model_zoo(tmp_path):
+    path = tmp_path / "zoo.pkl"
+    arrays = {name: value.numpy() for name, value in WEIGHTS.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}))
+    for trusted in (False, True):
+        content = read_checkpoint(path, "model", trusted)
+        assert torch.equal(content["model"]["layer.weight"], torch.ones(2))
+    path.write_bytes(pickle.dumps({"model": arrays, "meta": Foreign()}))
+    with pytest.raises(InputError, match=r"\(the first is of .*Foreign\).*give --trust-weights"):
+        read_checkpoint(path, "model")
+    read_checkpoint(path, "model", trusted=True)
+
+
+def test_a_state_dict_alone_is_the_weights(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "plain.pth")
+    content = read_checkpoint(tmp_path / "plain.pth", "model")
+    assert content.keys() == {"model"} and content["model"].keys() == WEIGHTS.keys()
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
+        (
+            {f"layer{n}": torch.ones(1) for n in range(300)} | {"epoch": 3},
+            "no weights under 'state_dict' but layer0, .*layer7, ...$",
+        ),
+        (
+            {"state_dict": {"layer.weight": np.array([None])}},
+            "layer.weight: .*numpy.object_",
+        ),
         ({"model": WEIGHTS, "iteration": 1}, "no weights under 'state_dict' but model, iteration"),
         ({"state_dict": 3}, "no weights under 'state_dict'"),
         ([1], "no weights under 'state_dict'$"),
@@ -61,11 +89,13 @@ def test_a_module_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_other_content(tmp_path, content, message):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(InputError, match=message):
-        read_checkpoint(tmp_path / "file.pth", "state_dict")
+        read_checkpoint(tmp_path / "file.pth", "state_dict", trusted=True)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "pickle", "folder", "absent"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "text", "truncated", "bit", "pickle", "folder", "absent"]
+)
 def test_what_is_no_checkpoint(tmp_path, damage, trusted):
     path = tmp_path / "file.pth"
     torch.save({"state_dict": WEIGHTS}, path)
@@ -79,6 +109,9 @@ def test_what_is_no_checkpoint(tmp_path, damage, trusted):
                 "empty": b"",
                 "text": b"hello, world",
                 "truncated": path.read_bytes()[:-200],
+                "bit": path.read_bytes().replace(
+                    WEIGHTS["layer.weight"].numpy().tobytes(), b"\1" * 8
+                ),
                 "pickle": pickle.dumps({"model": 1}),
             }[damage]
         )

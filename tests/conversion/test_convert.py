@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_named(published, shapes, to, change, message):
         (["MODEL.LDA_AQU.REDUCTION", "16"], "have another shape.*upsample_modules.0"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "20"], "4 have another shape.*fc_cls.weight"),
         (["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"], "2 have another shape.*fc_reg"),
-        (["MODEL.FPN.NORM", "GN"], "no counterpart of 'backbone.fpn_lateral2.norm.weight'"),
+        (["MODEL.FPN.NORM", "GN"], "has 'backbone.fpn_lateral2.norm.weight', of which"),
     ],
 )
 def test_another_model_is_refused(published_cfg, published, opts, message):
@@ -158,5 +158,5 @@ def test_another_model_is_refused(published_cfg, published, opts, message):
 def test_upsamplers_without_weights_are_refused(published_cfg, published):
     cfg = published_cfg.clone()
     cfg.MODEL.FPN.UPSAMPLER = "Nearest"
-    with pytest.raises(InputError, match="its upsamplers have no weights"):
+    with pytest.raises(InputError, match="upsamplers of the config's model have no weights"):
         convert_weights(published, weight_shapes(cfg), upsamplers_only=True)

@@ -73,7 +73,7 @@ def test_there_and_back(run, tiny_config, tiny_published, tmp_path):
     assert not state
 
 
-def test_upsamplers_into_another_checkpoint(run, tiny_config, tiny_published, tmp_path):
+def test_upsamplers_into_another_checkpoint(run, tiny_config, tiny_published, tmp_path, capsys):
     """All but the upsamplers stay as they are in it, which may lack some: a Nearest model's do."""
     ours, other, merged = (tmp_path / f"{name}.pth" for name in ("ours", "other", "merged"))
     common = ("--config-file", tiny_config)
@@ -84,9 +84,14 @@ def test_upsamplers_into_another_checkpoint(run, tiny_config, tiny_published, tm
         for n, v in weights.items()
         if "upsample" not in n or "upsample2" in n
     }
-    torch.save({"model": base, "iteration": 7}, other)
     only = ("--upsamplers-only", "--into", other)
-    assert run(*common, "--input", tiny_published, "--output", merged, *only, *OPTS) == 0
+    args = (*common, "--input", tiny_published, "--output", merged, *only, *OPTS)
+    torch.save({"model": {n: v for n, v in base.items() if "roi_heads" not in n}}, other)
+    assert run(*args) == 2
+    expected = "other.pth' is of another model than the config's: it lacks 20 of "
+    assert expected in capsys.readouterr().err and not merged.exists()
+    torch.save({"model": base, "iteration": 7}, other)
+    assert run(*args) == 0
     result = torch.load(merged)["model"]
     assert result.keys() == weights.keys()
     for name, value in result.items():
@@ -100,8 +105,12 @@ def test_mistakes_are_one_line_and_write_nothing(
     output = tmp_path / "out.pth"
     for args, message in (
         ((tiny_published, "--output", tiny_published), "is the input"),
-        ((tmp_path / "none.pth", "--output", output), "none.pth' does not exist"),
-        ((tiny_published, "--output", output), "'backbone.fpn_lateral2.norm.weight'"),
+        ((tmp_path / "none.pth", "--output", output, *OPTS), "none.pth' does not exist"),
+        (
+            (tiny_published, "--output", output),
+            "error: the model of the config has 'backbone.fpn_lateral2.norm.weight', of which the "
+            'published implementation has no counterpart: set MODEL.FPN.NORM ""',
+        ),
         (
             (tiny_published, "--output", output, *OPTS, "MODEL.ROI_HEADS.NUM_CLASSES", "5"),
             "published.pth' does not fit the model of the config: 6 have another shape",

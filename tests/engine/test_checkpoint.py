@@ -47,8 +47,9 @@ def test_round_trip(saved, complete):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_upsamplers_may_be_missing(saved, complete):
+def test_upsamplers_may_be_missing(saved, complete, caplog):
     Checkpointer(Model(), complete=complete).load(saved(Model(upsampler="Nearest")))
+    assert "another upsampler" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,14 @@ def test_upsamplers_may_be_missing(saved, complete):
         ("LAU", {}),  # of which all weights are there
     ],
 )
-def test_the_weights_of_another_upsampler(saved, upsampler, options):
+def test_the_weights_of_another_upsampler(saved, upsampler, options, caplog):
     """They are refused where all is to be there, and passed over where a training starts."""
+    caplog.set_level("INFO", "lda_aqu")
     path = saved(Model())
     target = Model(upsampler=upsampler)
     target.backbone["fpn_upsample2"] = build_upsampler(upsampler, 8, **options)
     Checkpointer(target).load(path)
+    assert "another upsampler at backbone.fpn_upsample2 than the config: what they" in caplog.text
     message = "have another upsampler at backbone.fpn_upsample2 than the config"
     with pytest.raises(InputError, match=message):
         Checkpointer(target, complete=True).load(path)

@@ -36,13 +36,20 @@ def test_upsamplers_in_the_place_of_nearest(run, capsys):
         assert 0 < change["p4"] < 1 and change["p2"] > 0
 
 
+def test_weights_of_both_models_are_trusted(run, tmp_path):
+    file = tmp_path / "near.pth"
+    torch.save(torch.load(file) | {"meta": re.compile("x")}, file)
+    assert run() == 2
+    assert not run("MODEL.TRUST_WEIGHTS", "True")
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
         (["--limit", 0], "--limit 0: must be at least 1"),
         (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
-        (["--weights", "gone.pth"], "gone.pth"),
-        (["--baseline-weights", "gone.pth"], "gone.pth"),
+        (["--weights", "gone.pth", "DATASETS.TEST", "()"], "gone.pth"),
+        (["--baseline-weights", "gone.pth", "DATASETS.TEST", "()"], "gone.pth"),
         (["--baseline", "gone.yaml"], "gone.yaml"),
         (["MODEL.FPN.OUT_CHANNELS", 32], "of another architecture"),
     ],

@@ -42,7 +42,7 @@ def test_several_models_are_taken_together(run, tmp_path, capsys):
     [
         (["--limit", 0], "--limit 0: must be at least 1"),
         (["--limit", 1, "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
-        (["gone.pth"], "gone.pth"),
+        (["gone.pth", "--limit", 1, "DATASETS.TEST", "()"], "gone.pth"),
         (["--limit", 1, "MODEL.FPN.UPSAMPLER", "Nearest"], "have another upsampler at backbone"),
     ],
 )

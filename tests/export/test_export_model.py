@@ -126,9 +126,12 @@ def test_mask_rcnn(mask_rcnn, format, tmp_path, monkeypatch):
         check_graph(mask_rcnn.file)
         shutil.copy(finds, tmp_path / "photo.jpg")
         monkeypatch.chdir(tmp_path)
-        names: dict = {}
-        exec(consumer(), names)
-        assert len(names["boxes"]) == len(names["scores"]) == max(found)
+        for resized in (True, False):
+            if not resized:
+                set_metadata(Path("model.onnx"), min_size=0)
+            names: dict = {}
+            exec(consumer(), names)
+            assert len(names["boxes"]) == len(names["scores"]) == max(found)
     else:
         file = tmp_path / "output/inference/coco_instances_results.json"
         results = json.loads(file.read_text())
@@ -142,6 +145,13 @@ def consumer() -> str:
     block, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert "lda_aqu" not in block.replace("lda_aqu.json", "")
     return block
+
+
+def set_metadata(file: Path, **changes: object) -> None:
+    exported = onnx.load(file)
+    (entry,) = exported.metadata_props
+    entry.value = json.dumps(json.loads(entry.value) | changes)
+    onnx.save(exported, file)
 
 
 def check_graph(file: Path) -> None:

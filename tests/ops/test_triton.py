@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
+from lda_aqu import LDAAQU
 from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for, resources
-from lda_aqu.benchmark.kernel_launches import recording
+from lda_aqu.benchmark.kernel_launches import HOPPER, recording
+from lda_aqu.ops import BACKENDS, backends, operator
 from lda_aqu.ops import triton as backend
-from lda_aqu.ops.triton import attention, launch
+from lda_aqu.ops.triton import ahead, attention, launch
 from paths import ROOT
 
 pytestmark = [
@@ -126,6 +131,63 @@ def test_nothing_is_tuned_unless_asked_for(monkeypatch):
 
 
 @needs_compiler
+def test_compiles_ahead_all_that_is_launched(monkeypatch):
+    """Threads of their own compile it, with the types that it is launched with, the gradient's too.
+
+    The compiler itself is left out, and so is the GPU.
+    """
+    compiled, launched = [], []
+
+    def compile_(kernel, key, signature, device, *_) -> SimpleNamespace:
+        compiled.append((kernel.__name__, threading.current_thread().name))
+        result = SimpleNamespace(
+            launch_metadata=lambda *_: None,
+            run=lambda *_: launched.append(kernel.__name__),
+            function=None,
+            packed_metadata=None,
+        )
+        kernel.device_caches[device][0][key] = result
+        return result
+
+    device = 1000  # that no other test has
+    driver = SimpleNamespace(
+        get_current_target=lambda: SM_80,
+        get_current_device=lambda: device,
+        get_current_stream=lambda device: 0,
+    )
+    forward = operator._Differentiable.forward
+
+    def prepare_first(ctx, operator, *inputs):
+        operator.prepare(*inputs)  # as it is for tensors on a GPU
+        return forward(ctx, operator, *inputs)
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(triton.JITFunction, "_do_compile", compile_)
+    monkeypatch.setattr(operator._Differentiable, "forward", staticmethod(prepare_first))
+    monkeypatch.setattr(launch, "_capability", lambda device: HOPPER)
+    monkeypatch.setitem(BACKENDS, "triton", replace(BACKENDS["triton"], unavailable=lambda d: ""))
+    backends._candidates.cache_clear()
+    try:
+        upsampler = LDAAQU(16, backend="triton")
+        output = upsampler(torch.randn(2, 16, 3, 5, requires_grad=True))
+        output.backward(torch.ones_like(output))
+    finally:
+        backends._candidates.cache_clear()
+    assert len(launched) == 19
+    assert {kernel for kernel, _ in compiled} == {*launched}
+    assert {thread.rpartition("_")[0] for _, thread in compiled} == {"lda_aqu_compiler"}
+
+
+@needs_compiler
+def test_a_rehearsal_that_fails_is_logged(caplog):
+    def fail() -> None:
+        raise ValueError("what went wrong")
+
+    ahead.prepare(torch.device("cpu"), fail)
+    assert "not compiled ahead" in caplog.text and "what went wrong" in caplog.text
+
+
+@needs_compiler
 def test_says_why_it_is_unavailable(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert backend.unavailable(cpu) == "Triton compiles for GPUs, not for cpu"
@@ -137,6 +199,8 @@ def test_says_why_it_is_unavailable(monkeypatch):
     assert backend.unavailable(gpu) == "An old GPU has a compute capability below 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert backend.unavailable(gpu) == ""
+    monkeypatch.setattr(triton, "__version__", "3.4.0")
+    assert backend.unavailable(gpu) == "Triton 3.4.0 is older than 3.5"
 
 
 def test_without_triton(monkeypatch):

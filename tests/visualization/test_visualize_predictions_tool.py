@@ -92,7 +92,7 @@ def test_saved_results_are_drawn_without_a_model(
         (["--input", "gone"], "no such image file or folder: gone"),
         (["--dataset", "tinny"], "tiny"),
         (["--dataset", "tiny", "--output", __file__], "cannot be written"),
-        (["--dataset", "tiny", "--weights", "gone.pth"], "gone.pth"),
+        (["--dataset", "tinny", "--weights", "gone.pth"], "gone.pth"),
         (["--dataset", "tiny", "MODEL.ROI_HEADS.NUM_CLASSES", "3"], "has 2 classes"),
         (["--dataset", "tiny", "MODEL.WIEGHTS", "x"], "MODEL.WIEGHTS"),
     ],

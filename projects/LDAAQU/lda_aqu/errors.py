@@ -36,6 +36,11 @@ def shorten(value: object) -> str:
     return textwrap.shorten(repr(value), 80, placeholder="...")
 
 
+def first_few(values: list) -> str:
+    """The first values of a list, for a message."""
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+
+
 def one_line(error: BaseException) -> str:
     """The kind of an error and its text, cut short in the middle, for a message."""
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,8 +1,9 @@
 """A Detectron2 model from a config, or a part of it, ready to be run on images of noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..engine import Trainer, load_config
 from ..engine.accumulating_trainer import AccumulatingTrainer
+from ..errors import InputError
 from .settings import DTYPES, MEMORY_FORMATS, Setting
 
 PARTS = ("backbone", "detector", "training")
@@ -115,3 +117,22 @@ class ModelWorkload:
             image = {"image": pixels, "height": height, "width": width}
             images.append({**image, "instances": instances, "sem_seg": semantic})
         return images
+
+
+def compared_models(
+    config_files: Sequence[str], setting: Setting, opts: Sequence[str]
+) -> dict[str, ModelWorkload]:
+    """The models of several configs, by the names of their files; by their paths if two are alike.
+
+    Raises:
+        InputError: two are the same file.
+    """
+    for number, file in enumerate(config_files):
+        if Path(file).resolve() in (Path(other).resolve() for other in config_files[:number]):
+            raise InputError(f"the config {file!r} would be compared with itself: name another")
+    names = [Path(file).stem for file in config_files]
+    labels = names if len({*names}) == len(names) else config_files
+    return {
+        label: ModelWorkload(file, setting, tuple(opts))
+        for label, file in zip(labels, config_files, strict=True)
+    }

@@ -1,22 +1,28 @@
 """Reading checkpoints without running what they bring, and writing them whole or not at all."""
 
 import pickle
-import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error, first_few, one_line
 from ..files import atomic_write
+from ..safe_loading import WeightsUnpickler, check_archive, refused_class
+
+_ARRAYS = (Tensor, np.ndarray)
 
 
 def read_checkpoint(path: Path, key: str, trusted: bool = False) -> dict[str, Any]:
     """A checkpoint file's entries, on the CPU; that named ``key`` are the weights.
 
+    A file of nothing but tensors by their names is taken as these weights.
+
     Args:
-        path: a file that ``torch.save`` wrote.
+        path: a file that ``torch.save`` wrote, or a ``.pkl`` as those of Detectron2's model zoo.
         key: the entry that holds the weights, tensors by their names.
         trusted: read objects of any class, which can run code that the file brings.
 
@@ -28,25 +34,38 @@ def read_checkpoint(path: Path, key: str, trusted: bool = False) -> dict[str, An
     if not path.is_file():
         raise InputError(f"{file} does not exist")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
+        checkpoint = _load(path, trusted)
     # Whatever is raised while bytes of any origin are parsed says that they are no checkpoint.
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused and isinstance(error, pickle.UnpicklingError):
+        if refused := refused_class(error):
             raise InputError(
-                f"{file} holds objects other than tensors (the first is of {refused[1]}): reading "
+                f"{file} holds objects other than tensors (the first is of {refused}): reading "
                 "them can run code that the file brings; if you trust where it is from, give "
                 "--trust-weights"
             ) from error
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
+        raise InputError(f"{file} cannot be read: {one_line(error)}") from error
+    if isinstance(checkpoint, dict) and all(isinstance(v, _ARRAYS) for v in checkpoint.values()):
+        checkpoint = {key: checkpoint}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
-        there = f" but {', '.join(map(str, checkpoint))}" if isinstance(checkpoint, dict) else ""
+        there = f" but {first_few(list(checkpoint))}" if isinstance(checkpoint, dict) else ""
         raise InputError(f"{file} has no weights under {key!r}{there}")
+    weights = {}
     for name, value in checkpoint[key].items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, _ARRAYS):
             raise InputError(f"{file}: {name} is not a tensor but a {type(value).__name__}")
-    return checkpoint
+        with as_input_error(f"{file}: {name}", TypeError):  # an array of objects
+            weights[name] = torch.as_tensor(value)
+    return {**checkpoint, key: weights}
+
+
+def _load(path: Path, trusted: bool) -> Any:
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            unpickler = pickle.Unpickler if trusted else WeightsUnpickler
+            return unpickler(file, encoding="latin1").load()
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=not trusted)
 
 
 def check_output(path: Path, inputs: list[Path]) -> None:

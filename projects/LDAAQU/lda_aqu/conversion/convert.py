@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import modeling  # noqa: F401  (registers the builders)
 from ..errors import InputError
+from ..upsamplers import Upsampler
 from .checkpoint_files import check_output, read_checkpoint, write_checkpoint
 from .names import is_upsampler, published_name
 
@@ -69,10 +70,15 @@ def convert_checkpoint(
     """
     check_output(output, [path for path in (source, into) if path])
     (origin,) = WEIGHTS_KEYS.keys() - {to}
-    shapes = weight_shapes(cfg)
+    model = _model_without_values(cfg)
+    shapes = _shapes(model)
+    _pairs(shapes, upsamplers_only)  # what is wrong with the config is no fault of the checkpoint
     checkpoint = read_checkpoint(source, WEIGHTS_KEYS[origin], trusted)
     weights = checkpoint.pop(WEIGHTS_KEYS[origin])
-    kept = read_checkpoint(into, WEIGHTS_KEYS[to], trusted)[WEIGHTS_KEYS[to]] if into else {}
+    kept = {}
+    if into:
+        kept = read_checkpoint(into, WEIGHTS_KEYS[to], trusted)[WEIGHTS_KEYS[to]]
+        _check_rest(into, kept, model, to)
     try:
         converted, rows = convert_weights(weights, shapes, to, upsamplers_only=upsamplers_only)
     except InputError as error:
@@ -90,11 +96,18 @@ def convert_checkpoint(
 
 def weight_shapes(cfg: CfgNode) -> dict[str, torch.Size]:
     """The shapes of the tensors in the state dict of a config's model, which is not allocated."""
+    return _shapes(_model_without_values(cfg))
+
+
+def _model_without_values(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        model = build_model(cfg)
+        return build_model(cfg)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
@@ -119,9 +132,7 @@ def convert_weights(
     Raises:
         InputError: tensors are missing, of another shape, or unknown.
     """
-    pairs = {n: published_name(n) for n in shapes if is_upsampler(n) or not upsamplers_only}
-    if not pairs:
-        raise InputError("its upsamplers have no weights (MODEL.FPN.UPSAMPLER)")
+    pairs = _pairs(shapes, upsamplers_only)
     if to == "detectron2":
         targets = {theirs: ours for ours, theirs in pairs.items()}
         expected = {theirs: shapes[ours] for ours, theirs in pairs.items()}
@@ -148,6 +159,43 @@ def convert_weights(
                 converted[counter] = torch.tensor(0)
                 rows.append(Row("", counter, "added: 0"))
     return converted, rows
+
+
+def _pairs(shapes: Mapping[str, torch.Size], upsamplers_only: bool) -> dict[str, str]:
+    """The names of what is to be converted, ours and the published ones.
+
+    Raises:
+        InputError: there is nothing, or the published implementation has no such tensor.
+    """
+    pairs = {n: published_name(n) for n in shapes if is_upsampler(n) or not upsamplers_only}
+    if not pairs:
+        raise InputError(
+            "the upsamplers of the config's model have no weights (MODEL.FPN.UPSAMPLER)"
+        )
+    for name, theirs in pairs.items():
+        if theirs is None:
+            hint = ': set MODEL.FPN.NORM ""' if re.match(r"backbone\.fpn_\w+\.norm", name) else ""
+            raise InputError(
+                f"the model of the config has {name!r}, of which the published implementation has "
+                f"no counterpart{hint}"
+            )
+    return pairs
+
+
+def _check_rest(path: Path, kept: Mapping[str, Tensor], model: nn.Module, to: str) -> None:
+    """Raise InputError unless a checkpoint has the rest of a model: all but its upsamplers."""
+    upsamplers = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Upsampler))
+    rest = [n for n in model.state_dict() if not n.startswith(upsamplers)]
+    if to == "mmdetection":
+        rest = [theirs for theirs in map(published_name, rest) if theirs]
+    rest = [n for n in rest if not n.endswith(COUNTER)]  # which frozen statistics have not
+    lacking = [n for n in rest if n not in kept]
+    if lacking:
+        raise InputError(
+            f"checkpoint {str(path)!r} is of another model than the config's: it lacks "
+            f"{len(lacking)} of {len(rest)} tensors beside those of upsamplers, the first is "
+            f"{lacking[0]}"
+        )
 
 
 def _reason_to_leave_out(name: str, upsamplers_only: bool) -> str:

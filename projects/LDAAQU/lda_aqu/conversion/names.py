@@ -7,8 +7,6 @@ roi_heads/mask_heads/fcn_mask_head.py there, and of its own necks/fpn_lau.py.
 
 import re
 
-from ..errors import InputError
-
 # Our names and theirs; the first that matches holds.
 _NAMES = (
     ("backbone.bottom_up.stem.conv1.norm.{tensor}", "backbone.bn1.{tensor}"),
@@ -65,19 +63,15 @@ def _pattern(template: str) -> re.Pattern[str]:
 _PATTERNS = tuple((_pattern(ours), theirs) for ours, theirs in _NAMES)
 
 
-def published_name(name: str) -> str:
-    """The published name of a parameter of ours.
-
-    Raises:
-        InputError: the published implementation has no such parameter.
-    """
+def published_name(name: str) -> str | None:
+    """The published name of a parameter of ours; None where there is none."""
     for pattern, theirs in _PATTERNS:
         match = pattern.fullmatch(name)
         if match:
             fields = match.groupdict()
             counts = {f: int(value) - _SHIFT[f] for f, value in fields.items() if f in _SHIFT}
             return theirs.format(**fields | counts)
-    raise InputError(f"the published implementation has no counterpart of {name!r}")
+    return None
 
 
 def is_upsampler(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..errors import InputError
+from ..errors import InputError, first_few
 
 # What Pillow raises for files that are missing, cut short or no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -17,8 +17,6 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tif
 
 IGNORE_LABEL = 255
 """The semantic label of what has no class, unless a dataset says otherwise."""
-
-_MAX_SHOWN = 8
 
 
 class UnreadableImageError(InputError):
@@ -125,8 +123,3 @@ def read_label(
             allowed += f", and {ignored} for what is ignored"
         raise InputError(f"{file} has the values {first_few(wrong)}; allowed are {allowed}")
     return label
-
-
-def first_few(values: list) -> str:
-    """The first values of a list, for a message."""
-    return ", ".join(map(str, values[:_MAX_SHOWN])) + (", ..." if len(values) > _MAX_SHOWN else "")

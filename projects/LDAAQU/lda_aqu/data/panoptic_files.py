@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..errors import InputError
-from .label_files import first_few, read_pixels
+from ..errors import InputError, first_few
+from .label_files import read_pixels
 
 
 def id2rgb(ids: np.ndarray) -> np.ndarray:

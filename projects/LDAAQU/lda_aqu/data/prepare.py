@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, first_few
 from .json_files import read_json
-from .label_files import IGNORE_LABEL, first_few, image_size, read_label
+from .label_files import IGNORE_LABEL, image_size, read_label
 from .panoptic_files import read_segment_ids
 
 logger = logging.getLogger(__name__)

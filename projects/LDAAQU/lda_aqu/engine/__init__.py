@@ -6,7 +6,7 @@ from .data_checks import check_datasets, first_test_images
 from .launch import find_processes, launch
 from .run_checks import check_model, check_processes, check_solver, check_weights
 from .setup import load_config
-from .trained_model import load_model
+from .trained_model import check_trained_weights, load_model
 from .trainer import Trainer
 from .upsampler_checks import check_upsamplers_are_used
 
@@ -18,6 +18,7 @@ __all__ = [
     "check_model",
     "check_processes",
     "check_solver",
+    "check_trained_weights",
     "check_upsamplers_are_used",
     "check_weights",
     "find_processes",

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..errors import InputError, mistake_in, one_line
 from ..files import atomic_write
+from ..safe_loading import WeightsUnpickler, check_archive, refused_class
 from ..upsamplers import Upsampler
 from .output_folder import read_run_id
 
@@ -169,19 +169,18 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             if zipfile.is_zipfile(filename):
-                _check_archive(filename)
+                check_archive(filename)
             if self._trusted:
                 logger.warning("MODEL.TRUST_WEIGHTS: what %r holds may run code", self._path)
             if filename.endswith(".pkl") and not self._trusted:
                 with open(filename, "rb") as file:
-                    _WeightsUnpickler(file, encoding="latin1").load()
+                    WeightsUnpickler(file, encoding="latin1").load()
             content = super()._load_file(filename)
         # Whatever is raised while bytes of any origin are parsed says that they are no checkpoint.
         except Exception as error:
-            refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-            if refused and isinstance(error, pickle.UnpicklingError):
+            if refused := refused_class(error):
                 raise InputError(
-                    f"weights {self._path!r} hold more than weights ({refused[1]}), and reading "
+                    f"weights {self._path!r} hold more than weights ({refused}), and reading "
                     "it may run code: set MODEL.TRUST_WEIGHTS True if you trust their origin"
                 ) from error
             raise UnusableWeightsError(
@@ -242,8 +241,21 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights {self._path!r} are of another architecture: {len(lacking)} of "
                 f"{len(required)} parameters needed do not fit, the first is {first} ({how})"
             )
-        if self._complete:
-            self._refuse_other_upsamplers(upsamplers, weights, absent, incompatible)
+        others = _other_upsamplers(upsamplers, weights, {*absent, *incompatible.unexpected_keys})
+        if others and self._complete:
+            name, wrong = next(iter(others.items()))
+            raise InputError(
+                f"weights {self._path!r} have another upsampler at {name} than the config, or "
+                f"the same with other options: {len(wrong)} of its parameters do not fit, the "
+                f"first is {wrong[0]}"
+            )
+        if others:
+            logger.warning(
+                "weights %r have another upsampler at %s than the config: what they have there "
+                "and the model has not is lost",
+                self._path,
+                ", ".join(others),
+            )
         fresh = of_upsamplers & absent
         if fresh:
             logger.log(
@@ -260,61 +272,17 @@ class Checkpointer(DetectionCheckpointer):
             incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in fresh]
         return incompatible
 
-    def _refuse_other_upsamplers(
-        self,
-        upsamplers: list[str],
-        weights: Mapping[str, torch.Tensor],
-        absent: set[str],
-        incompatible: _IncompatibleKeys,
-    ) -> None:
-        """Raise InputError where the weights of an upsampler are of another one."""
-        for name in upsamplers:
-            if not any(key.startswith(f"{name}.") for key in weights):
-                continue  # the model had nearest or bilinear upsampling there
-            wrong = sorted(
-                key
-                for key in (*absent, *incompatible.unexpected_keys)
-                if key.startswith(f"{name}.")
-            )
-            if wrong:
-                raise InputError(
-                    f"weights {self._path!r} have another upsampler at {name} than the config, or "
-                    f"the same with other options: {len(wrong)} of its parameters do not fit, the "
-                    f"first is {wrong[0]}"
-                )
 
+def _other_upsamplers(
+    upsamplers: list[str], weights: Mapping[str, torch.Tensor], misfits: set[str]
+) -> dict[str, list[str]]:
+    """By the upsamplers in whose place the weights have another: their parameters that misfit.
 
-class _WeightsUnpickler(pickle.Unpickler):
-    """Reads what Detectron2's model zoo is pickled from: plain Python values and NumPy arrays."""
-
-    _ALLOWED = frozenset(
-        {
-            ("_codecs", "encode"),  # bytes, in the older protocols
-            ("collections", "OrderedDict"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *(
-                (f"numpy.{core}.multiarray", function)
-                for core in ("core", "_core")
-                for function in ("_reconstruct", "scalar")
-            ),
-            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"global {module}.{name} is not allowed")
-        return super().find_class(module, name)
-
-
-def _check_archive(filename: str) -> None:
-    """Raise BadZipFile where a part is not what was written, which torch does not look at."""
-    with zipfile.ZipFile(filename) as archive:
-        # torch compresses nothing: what it reads is no larger than the file.
-        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise zipfile.BadZipFile(f"its part {packed[0]} is compressed, which torch never does")
-        damaged = archive.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+    Where they have none, the model had nearest or bilinear upsampling there.
+    """
+    found = {}
+    for prefix in (f"{name}." for name in upsamplers):
+        wrong = sorted(key for key in misfits if key.startswith(prefix))
+        if wrong and any(key.startswith(prefix) for key in weights):
+            found[prefix[:-1]] = wrong
+    return found

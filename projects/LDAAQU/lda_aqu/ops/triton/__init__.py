@@ -7,7 +7,9 @@ import importlib
 import os
 
 import torch
+from torch.torch_version import TorchVersion
 
+MIN_VERSION = (3, 5)  # that of PyTorch 2.9: others multiply no float64, or have no nested constants
 MIN_CAPABILITY = (8, 0)  # the oldest of NVIDIA's GPUs that Triton supports
 
 
@@ -19,9 +21,11 @@ def is_interpreted() -> bool:
 def unavailable(device: torch.device) -> str:
     """Why the kernels cannot run on a device, or ""."""
     try:
-        importlib.import_module("triton")
+        version = importlib.import_module("triton").__version__
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
+    if TorchVersion(version) < MIN_VERSION:
+        return f"Triton {version} is older than {'.'.join(map(str, MIN_VERSION))}"
     if is_interpreted():
         return ""
     if device.type != "cuda":
