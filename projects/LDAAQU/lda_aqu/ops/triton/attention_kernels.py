@@ -26,6 +26,8 @@ Shape shorthand:
 import triton
 import triton.language as tl
 
+from .tiles import LANES_TAKE_AXIS_0
+
 # The sizes of maps change from image to image: no kernel is compiled anew for them.
 SIZES = ("H", "W", "Y", "X")
 
@@ -84,7 +86,11 @@ def _channels(start, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexp
 def _load_rows(source, index, mask, channels, CHANNELS: tl.constexpr, COMPUTE: tl.constexpr):
     """Channels of the positions ``index``: (chunks, positions, channels), 0 where masked."""
     channel, channel_mask = channels
-    address = source + index[None, :, None] * CHANNELS + channel
+    if LANES_TAKE_AXIS_0:
+        offsets = index[None, :, None] * CHANNELS + channel
+        address = source + tl.max_contiguous(offsets, [1, 2, channel.shape[2]])
+    else:
+        address = source + index[None, :, None] * CHANNELS + channel
     return tl.load(address, mask=mask[None, :, None] & channel_mask, other=0).to(COMPUTE)
 
 

@@ -119,8 +119,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "reassemble_kernel": (Row({"BLOCK_PIXELS": 128, "BLOCK_CHANNELS": 32}),),
     "similarity_kernel": (
         Row({"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 32}, max_width=32),
-        Row({"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 64}, 8),
+        Row({"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 64}),
     ),
-    "spread_kernel": (Row({"BLOCK_PIXELS": 128, "BLOCK_CHANNELS": 32}, 8),),
+    "spread_kernel": (Row({"BLOCK_PIXELS": 128, "BLOCK_CHANNELS": 32}),),
 }
 """By the kernel's name; of its rows the first that is meant for a call is taken."""

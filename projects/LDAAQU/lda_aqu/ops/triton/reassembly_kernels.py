@@ -13,7 +13,7 @@ Shape shorthand:
 import triton
 import triton.language as tl
 
-from .tiles import pixel_tile
+from .tiles import LANES_TAKE_AXIS_0, pixel_tile
 
 # The sizes of maps change from image to image: no kernel is compiled anew for them.
 SIZES = ("H", "W", "Y", "X", "ROWS", "COLUMNS")
@@ -33,7 +33,8 @@ def _offsets(image, channel, pixel, pixels, DEPTH: tl.constexpr, CHANNELS_LAST: 
     if CHANNELS_LAST:
         return (image * pixels + pixel)[None, :] * DEPTH + channel[:, None]
     else:
-        return (image * DEPTH + channel)[:, None] * pixels + pixel[None, :]
+        offsets = (image * DEPTH + channel)[:, None] * pixels + pixel[None, :]
+        return tl.max_contiguous(offsets, [1, 2]) if LANES_TAKE_AXIS_0 else offsets
 
 
 @triton.jit

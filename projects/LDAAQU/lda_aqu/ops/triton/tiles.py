@@ -9,6 +9,13 @@ Maps are dense, contiguous (N, C, H, W) or channels-last.
 
 import triton
 import triton.language as tl
+from torch.torch_version import TorchVersion
+
+# Triton before 3.7 has the lanes of a gather go along axis 0 before axis 1 where it finds neither
+# contiguous. In gathers neighbouring lanes would then read other channels, not other pixels; so the
+# pixels are said to lie side by side in twos. As it is not told how they are aligned, no more
+# follows from that.
+LANES_TAKE_AXIS_0 = tl.constexpr(TorchVersion(triton.__version__) < (3, 7))
 
 
 @triton.jit
