@@ -16,8 +16,9 @@ import torch
 
 triton = pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
+from compiled import at_shipped_widths, lanes_of_loads, needs_compiler, spilling
 from lda_aqu import LDAAQU
-from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for, resources
+from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for
 from lda_aqu.benchmark.kernel_launches import HOPPER, recording
 from lda_aqu.ops import BACKENDS, backends, operator
 from lda_aqu.ops import triton as backend
@@ -28,10 +29,6 @@ pytestmark = [
     pytest.mark.usefixtures("new_triton_cache"),
     pytest.mark.cpu,  # kernels that run on a GPU are tested with every other backend
 ]
-
-needs_compiler = pytest.mark.skipif(
-    backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
-)
 
 
 def test_under_the_interpreter():
@@ -66,23 +63,22 @@ def run(*shapes) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "depth, dtype",
-    [
-        (64, torch.float32),
-        (16, torch.bfloat16),
-        pytest.param(64, torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(16, torch.float32, marks=pytest.mark.slow),
-    ],
-)
+@at_shipped_widths
 def test_spills_no_registers(depth, dtype):
     """On Hopper, at the widths of the shipped configurations."""
     with recording() as record:
         run(1, 2, depth, 256, dtype, True)
-    spilled = {
-        launched.kernel.__name__: resources(launched).spilled for launched in record.launches
-    }
-    assert spilled == dict.fromkeys(spilled, 0)
+    assert not spilling(record)
+
+
+@needs_compiler
+def test_compiles_loads_in_which_few_lanes_share_a_pixel():
+    """8 lanes read 16 bytes each of a row of channels, others read other pixels."""
+    with recording() as record:
+        run(1, 2, 64, 256, torch.float32, True)
+    for launched in record.launches:
+        tiles = {lanes for lanes in lanes_of_loads(launched) if len(lanes) == 3}
+        assert tiles <= {(1, 4, 8), (1, 32, 1)}, launched.kernel.__name__  # or contiguous maps
 
 
 @needs_compiler

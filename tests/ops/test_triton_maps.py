@@ -5,19 +5,15 @@ import torch
 
 pytest.importorskip("triton")  # installed with PyTorch for GPUs alone
 
-from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for, resources
+from compiled import at_shipped_widths, lanes_of_loads, needs_compiler, spilling
+from lda_aqu.benchmark.kernel_compiler import GFX942, SM_80, compile_for
 from lda_aqu.benchmark.kernel_launches import recording
-from lda_aqu.ops import triton as backend
 from lda_aqu.ops.triton import offset_network, projection, reassembly
 
 pytestmark = [
     pytest.mark.usefixtures("new_triton_cache"),
     pytest.mark.cpu,  # kernels that run on a GPU are tested with every other backend
 ]
-
-needs_compiler = pytest.mark.skipif(
-    backend.is_interpreted(), reason="TRITON_INTERPRET is set: kernels are not compiled"
-)
 
 
 def run_module(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> None:
@@ -60,23 +56,21 @@ def run_all(depth: int, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> N
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "depth, dtype",
-    [
-        (64, torch.float32),
-        (16, torch.bfloat16),
-        pytest.param(64, torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param(16, torch.float32, marks=pytest.mark.slow),
-    ],
-)
+@at_shipped_widths
 def test_spills_no_registers(depth, dtype):
     """On Hopper, at the widths that are shipped."""
     with recording() as record:
         run_all(depth, dtype)
-    spilled = {
-        launched.kernel.__name__: resources(launched).spilled for launched in record.launches
-    }
-    assert spilled == dict.fromkeys(spilled, 0)
+    assert not spilling(record)
+
+
+@needs_compiler
+def test_compiles_reassembly_in_which_lanes_read_neighbouring_pixels():
+    """Of contiguous maps."""
+    with recording() as record:
+        run_reassembly(torch.float32)
+    for launched in record.launches:
+        assert lanes_of_loads(launched) == {(1, 32)}, launched.kernel.__name__
 
 
 @needs_compiler
