@@ -8,6 +8,7 @@ pass is under way.
 
 import contextlib
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +22,8 @@ from . import is_interpreted
 
 logger = logging.getLogger(__name__)
 
-THREADS = 8  # the kernel that takes longest takes as long as all others do with so many
+# With so many the kernel that takes longest takes as long as all others.
+THREADS = min(8, os.cpu_count() or 1)
 
 
 class Rehearsal(NamedTuple):
