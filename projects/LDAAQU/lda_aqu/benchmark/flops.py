@@ -38,6 +38,7 @@ PER_RESULT = {
     "upsample_nearest2d": 1,
     "upsample_bilinear2d": 4,
     "upsample_bicubic2d": 16,
+    **dict.fromkeys(("leaky_relu", "hardtanh"), 1),  # elementwise, as later PyTorch knows
     "nms": 0,
     "roi_align": 4,
 }
