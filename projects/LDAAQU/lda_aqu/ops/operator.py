@@ -209,7 +209,7 @@ def _define(
         layouts(*inputs[first:])
         # Autograd sees none of it: results that are views here are new tensors outside, which may
         # be changed in place.
-        with torch.no_grad(), torch._C._AutoDispatchBelowADInplaceOrView():
+        with torch._C._AutoDispatchBelowADInplaceOrView():
             return choose_implementation(backend, file, name, inputs)(*inputs)
 
     def fake(*inputs: Any) -> list[Tensor]:
