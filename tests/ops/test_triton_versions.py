@@ -11,9 +11,9 @@ from paths import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.cpu]
 
 
-@pytest.mark.parametrize("version", ["3.5.1", "3.6.0", "3.7.1"])
+@pytest.mark.parametrize("version", ["3.5.1", "3.6.0", "3.7.1", "3.9.0"])
 def test_compiles_with(version, tmp_path):
-    """Those of the versions of PyTorch from 2.9 on that the project runs with."""
+    """Those of the versions of PyTorch from 2.9 on, and a newer one."""
     requirement = f"triton=={version}"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path)]
     installed = subprocess.run([*pip, requirement], capture_output=True, text=True)

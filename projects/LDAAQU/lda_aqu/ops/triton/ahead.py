@@ -60,7 +60,7 @@ def rehearsal() -> Rehearsal:
 def wait_for(kernel: Any) -> None:
     """Wait until all that is compiled ahead of a kernel is; an error comes back at its launch."""
     if kernel in _compiling:
-        wait(_compiling.pop(kernel))
+        wait(_compiling.pop(kernel, ()))  # another thread may have been first
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
