@@ -38,7 +38,8 @@ PER_RESULT = {
     "upsample_nearest2d": 1,
     "upsample_bilinear2d": 4,
     "upsample_bicubic2d": 16,
-    **dict.fromkeys(("leaky_relu", "hardtanh"), 1),  # elementwise, as later PyTorch knows
+    "leaky_relu": 1,  # these two are elementwise, which older PyTorch does not say
+    "hardtanh": 1,
     "nms": 0,
     "roi_align": 4,
 }
